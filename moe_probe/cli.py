@@ -1,0 +1,232 @@
+"""The command line: parse, make one call of the Python API, print.
+
+It knows no model, no file format and no measure. Exit status: 0 done, 1 the work failed, 2 bad arguments or bad input.
+Errors are one line on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+import moe_probe as mp
+from moe_probe.errors import BadInputError, MoeProbeError
+
+if TYPE_CHECKING:
+    from moe_probe.store import Run
+
+app = typer.Typer(
+    name="moe-probe",
+    help="See which experts of a Mixture-of-Experts language model every token was really sent to.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_EXTRA_OF = {
+    "accelerate": "trace",
+    "bitsandbytes": "trace",
+    "plotly": "explore",
+    "spacy": "trace",
+    "streamlit": "explore",
+    "torch": "trace",
+    "transformers": "trace",
+}
+
+Model = Annotated[str, typer.Argument(help="'tiny-mixtral' (bundled), a folder, or a model hub id.")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Text, JSONL, CSV, Parquet or CoNLL-U files (.gz and .zst too), folders, or - for stdin."),
+]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Labels = Annotated[str, typer.Option(help="Labels to give every token, separated by commas.")]
+Language = Annotated[str | None, typer.Option(help="Language of documents that do not say theirs, for example en.")]
+Tagger = Annotated[str | None, typer.Option(help="spaCy pipeline for upos; by default en_core_web_sm.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """See which experts of a Mixture-of-Experts language model every token was really sent to."""
+    if show_version:
+        print(f"moe-probe {mp.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def trace(
+    model: Model,
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    quantization: Annotated[
+        Literal["4bit", "8bit"] | None, typer.Option(help="Hold the experts in 4 or 8 bits; the router never is.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device_map: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 … as in accelerate.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with the checkpoint.")] = False,
+    labels: Labels = "upos,shape,domain",
+    language: Language = None,
+    tagger: Tagger = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in a batch, padding included.")] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens that the model sees at once.")] = None,
+    stride: Annotated[int, typer.Option(min=0, help="Tokens by which windows of a long document overlap.")] = 0,
+    special: Annotated[bool, typer.Option(help="Record the special tokens too.")] = False,
+    surprisal: Annotated[bool, typer.Option(help="Record each token's surprisal.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted.")] = False,
+) -> None:
+    """Run a model over texts and record which experts every token was sent to."""
+    language_model = mp.load(
+        model,
+        quantization=quantization,
+        dtype=dtype,
+        device_map=device_map,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    from moe_probe.progress import progress_bar
+
+    with progress_bar() as on_progress:
+        run = mp.trace(
+            language_model,
+            inputs,
+            out,
+            labels=_names(labels),
+            language=language,
+            tagger=tagger,
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            context=context,
+            stride=stride,
+            special=special,
+            surprisal=surprisal,
+            resume=resume,
+            on_progress=on_progress,
+        )
+    _say_done(run)
+
+
+@app.command()
+def info(run: RunFolder) -> None:
+    """Print what is in a run: corpus, precision, self-check, load of every layer."""
+    from moe_probe.info import describe
+
+    describe(mp.open_run(run))
+
+
+@app.command()
+def label(
+    run: RunFolder,
+    with_: Annotated[str, typer.Option("--with", help="Labels to add or replace, separated by commas.")],
+    tagger: Tagger = None,
+    language: Language = None,
+) -> None:
+    """Add labels to a run, or replace them, without tracing again."""
+    from moe_probe.progress import progress_bar
+    from moe_probe.tracing import relabel
+
+    with progress_bar() as on_progress:
+        labelled = relabel(run, _names(with_), tagger=tagger, language=language, on_progress=on_progress)
+    print(f"{run}: labels {', '.join(label_set.name for label_set in labelled.labels)}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder to write the tables to.")],
+    tokens: Annotated[bool, typer.Option("--tokens", help="Write the token-to-expert table too.")] = False,
+    format_: Annotated[Literal["csv", "parquet"], typer.Option("--format", help="Format of the tables.")] = "csv",
+) -> None:
+    """Write all tables of a run, with a dictionary of their columns."""
+    for path in mp.export_csv(mp.open_run(run), out, tokens=tokens, format=format_):
+        print(path)
+
+
+@app.command()
+def explore(
+    run: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")] = Path("runs"),
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the web page; a free one if not given.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Open the explorer in a browser."""
+    from moe_probe_app.serve import main as serve
+
+    serve(run, port=port, open_browser=browser)
+
+
+@app.command()
+def demo(
+    browser: Annotated[bool, typer.Option(help="Open the explorer when the trace is done.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the web page.")] = None,
+) -> None:
+    """Trace the sample texts with the bundled model in 4 bits, then open the explorer."""
+    import moe_probe_data
+    from moe_probe.progress import progress_bar
+
+    language_model = mp.load("tiny-mixtral", quantization="4bit")
+    with progress_bar() as on_progress:
+        run = mp.trace(
+            language_model,
+            [moe_probe_data.SAMPLE],
+            out,
+            labels=("upos", "shape", "code", "domain"),
+            language="en",
+            resume=out.exists(),
+            on_progress=on_progress,
+        )
+    _say_done(run)
+    if browser:
+        explore(out, port=port, browser=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; the entry point of `moe-probe`."""
+    try:
+        status = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+    except MoeProbeError as error:
+        _fail(str(error), error.exit_status)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _fail(f"this needs {error.name}: pip install 'moe-probe[{extra}]'", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; whole shards are kept, --resume goes on", 1)
+    except typer.BadParameter.__mro__[1] as error:  # UsageError, which typer does not export
+        _fail(f"{' '.join(str(error.format_message()).split())} (see moe-probe --help)", 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"moe-probe: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if len(set(names)) < len(names):
+        raise BadInputError(f"labels {text!r}: a label is named twice")
+    return names
+
+
+def _say_done(run: Run) -> None:
+    print(
+        f"{run.path}: {run.n_tokens:,} tokens of {run.n_documents:,} documents through {len(run.routers)} routers"
+        + ("" if run.complete else "; not complete, --resume goes on")
+    )
+    print(f"look at it: moe-probe explore {run.path}")
+
+
+if __name__ == "__main__":
+    main()

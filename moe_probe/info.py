@@ -1,0 +1,86 @@
+"""What is in a run, printed for a person: corpus, model, precision, self-check, load of every layer.
+
+It knows the manifest and the balance table, and no file.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moe_probe.store import Run
+from moe_probe.tables import balance
+
+
+def describe(run: Run, console: Console | None = None) -> None:
+    """Print a run's provenance and the balance of every router.
+
+    Args:
+        run: the run to describe.
+        console: where to print; standard output if None.
+    """
+    console = console or Console(highlight=False)
+    console.print(_provenance(run))
+    console.print(_precision(run))
+    console.print(_load(run))
+    for warning in run.warnings:
+        console.print(f"[bold]warning[/bold] {escape(warning)}")
+
+
+def _provenance(run: Run) -> Table:
+    manifest = run.manifest
+    model = manifest["model"]
+    table = Table(title=escape(str(run.path)), title_justify="left", show_header=False, box=None)
+    kinds = sorted({(router.n_experts, router.n_slots, router.kind) for router in run.routers})
+    rows = {
+        "model": f"{model['name']} ({model['quantization'] or '16 bits or more'})",
+        "corpus": f"{run.n_tokens:,} tokens of {run.n_documents:,} documents",
+        "routers": f"{len(run.routers)}: " + "; ".join(f"{k} of {e} experts, {kind}" for e, k, kind in kinds),
+        "labels": ", ".join(f"{label.name} ({label.source})" for label in run.labels) or "none",
+        "self-check": str(manifest["self_check"]),
+        "complete": "yes" if run.complete else "no: go on with moe-probe trace … --resume",
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    return table
+
+
+def _precision(run: Run) -> Table:
+    table = Table(title="Precision", title_justify="left", box=None)
+    for column in ("part", "dtype", "bits a parameter", "parameters", "bytes"):
+        table.add_column(column, justify="left" if column in {"part", "dtype"} else "right")
+    for row in run.manifest["precision"]:
+        table.add_row(
+            row["part"],
+            row["dtype"],
+            f"{row['bits_per_parameter']:.2f}",
+            f"{row['parameters']:,}",
+            f"{row['bytes']:,}",
+        )
+    return table
+
+
+def _load(run: Run) -> Table:
+    table = Table(
+        title="Load by layer (all slots; the first tokens of each window left out)", title_justify="left", box=None
+    )
+    for column in ("layer", "router", "effective experts", "largest load over the mean", "unseen experts", "dropped"):
+        table.add_column(column, justify="right")
+    rows = balance(run).to_dicts()
+    if not rows:
+        table.add_row("no tokens to count", *[""] * 5)
+    for row in rows:
+        table.add_row(
+            str(row["layer"]),
+            str(row["router"]),
+            _number(row["effective_experts"], "{:.2f}"),
+            _number(row["max_violation"], "{:+.0%}"),
+            _number(row["unseen"], "{:,}"),
+            _number(row["dropped"], "{:,}"),
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "—" if value is None else form.format(value)

@@ -1,0 +1,169 @@
+"""The command line: what a person types, what comes back, and with which exit status."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import moe_probe as mp
+from moe_probe.cli import app, main
+
+ROOT = Path(__file__).parent.parent
+TEXT = "The quick brown fox jumps over the lazy dog.\n\nTwo plus two is 4.\n"
+
+
+def run_main(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "fox.txt").write_text(TEXT)
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["trace", "tiny-mixtral", str(folder / "fox.txt"), "--out", str(folder / "run"), "--labels", "shape,domain"]
+        )
+    assert stopped.value.code == 0
+    return folder / "run"
+
+
+def test_a_trace_says_what_it_did_and_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    out = tmp_path / "run"
+    assert run_main("trace", "tiny-mixtral", tmp_path / "fox.txt", "--out", out, "--quantization", "4bit") == 0
+    printed = capsys.readouterr().out
+    run = mp.open_run(out)
+    assert f"{run.n_tokens:,} tokens of 1 documents through {len(run.routers)} routers" in printed
+    assert f"moe-probe explore {out}" in printed
+    assert "".join(run.tokens(["text"])["text"]) == TEXT
+
+
+def test_info_tells_precision_self_check_and_load(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("info", run_folder) == 0
+    printed = capsys.readouterr().out
+    for word in ("tiny-mixtral", "self-check", "passed", "experts", "router", "float32", "effective experts"):
+        assert word in printed
+
+
+def test_export_writes_every_table_and_the_token_table(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("export", run_folder, "--out", tmp_path / "tables", "--tokens") == 0
+    listed = {Path(line).name for line in capsys.readouterr().out.splitlines()}
+    assert {"load.csv", "balance.csv", "domain.csv", "shape.csv", "columns.csv", "tokens.csv", "run.json"} <= listed
+    with (tmp_path / "tables/tokens.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == mp.open_run(run_folder).n_tokens
+
+
+def test_label_adds_labels_without_tracing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    out = tmp_path / "run"
+    assert run_main("trace", "tiny-mixtral", tmp_path / "fox.txt", "--out", out, "--labels", "domain") == 0
+    before = mp.open_run(out).experts(layer=0).tolist()
+    assert run_main("label", out, "--with", "upos,shape", "--language", "en") == 0
+    assert "upos" in capsys.readouterr().out
+    run = mp.open_run(out)
+    assert run.experts(layer=0).tolist() == before
+    assert "NOUN" in run.label_values("upos")
+
+
+def test_standard_input_is_a_document(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "moe_probe.cli", "trace", "tiny-mixtral", "-", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--labels", ""], input=TEXT.encode(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "".join(mp.open_run(tmp_path / "run").tokens(["text"])["text"]) == TEXT
+
+
+def test_no_progress_bar_is_drawn_into_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    command = [sys.executable, "-m", "moe_probe.cli", "trace", "tiny-mixtral", str(tmp_path / "fox.txt"), "--out"]
+    done = subprocess.run([*command, str(tmp_path / "run"), "--labels", ""], capture_output=True)
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trace", "tiny-mixtral"], "Missing argument"),
+        (["trace", "tiny-mixtral", "no-such-file.txt", "--out", "RUN"], "no-such-file.txt"),
+        (["trace", "./no-such-model", "TEXT", "--out", "RUN"], "no-such-model"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--labels", "upos,upos"], "named twice"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--labels", "Part Of Speech"], "'Part Of Speech'"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--context", "99999"], "99999"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--dtype", "float7"], "float7"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--quantization", "3bit"], "3bit"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--tagger", "no_such_pipeline"], "no_such_pipeline"),
+        (["info", "no-such-run"], "no-such-run"),
+        (["export", "TEXT", "--out", "RUN"], "fox.txt"),
+        (["explore", "no-such-run"], "no-such-run"),
+        (["frobnicate"], "frobnicate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_bad_arguments_exit_2_with_one_line_that_names_them(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    places = {"TEXT": str(tmp_path / "fox.txt"), "RUN": str(tmp_path / "run")}
+    assert run_main(*(places.get(argument, argument) for argument in arguments)) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.err.startswith("moe-probe: ")
+    assert words in printed.err
+
+
+def test_an_existing_run_is_not_overwritten(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run_folder / "run.json").read_text())
+    assert run_main("trace", "tiny-mixtral", run_folder.parent / "fox.txt", "--out", run_folder) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert json.loads((run_folder / "run.json").read_text()) == before
+
+
+def test_a_missing_extra_is_named_with_its_command(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import moe_probe.cli\n"
+        f"moe_probe.cli.main(['trace', 'tiny-mixtral', 'x', '--out', {str(tmp_path)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "moe-probe: this needs torch: pip install 'moe-probe[trace]'\n"
+
+
+def test_the_demo_traces_the_sample_texts_in_four_bits(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "moe_probe.cli", "demo", "--no-browser"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    run = mp.open_run(tmp_path / "runs/demo")
+    precision = {row["part"]: row for row in run.manifest["precision"]}
+    assert precision["experts"]["bits_per_parameter"] < 5
+    assert precision["router"]["bits_per_parameter"] >= 16
+    assert run.complete
+    assert {label.name for label in run.labels} == {"upos", "shape", "code", "domain"}
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    missing = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert all(f"moe-probe {name}" in readme for name in missing)
