@@ -28,9 +28,10 @@ SINK_POSITIONS = 4
 
 CONTINUATION = "continuation"
 WHITESPACE = "whitespace"
+NEWLINE = "newline"
 SPECIAL = "special"
 UNTAGGED = "untagged"
-NOT_WORDS = (CONTINUATION, WHITESPACE, SPECIAL)
+NOT_WORDS = (CONTINUATION, WHITESPACE, NEWLINE, SPECIAL)
 """Label values that never stand for a whole word."""
 
 TOKEN_COLUMNS = (
