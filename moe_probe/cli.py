@@ -131,7 +131,7 @@ def label(
 ) -> None:
     """Add labels to a run, or replace them, without tracing again."""
     from moe_probe.progress import progress_bar
-    from moe_probe.tracing import relabel
+    from moe_probe.relabelling import relabel
 
     with progress_bar() as on_progress:
         labelled = relabel(run, _names(with_), tagger=tagger, language=language, on_progress=on_progress)
@@ -157,11 +157,14 @@ def explore(
         int | None, typer.Option(min=1, max=65535, help="Port of the web page; a free one if not given.")
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help="A model to offer for new traces, beside the bundled one: a folder or a hub id.")
+    ] = None,
 ) -> None:
     """Open the explorer in a browser."""
     from moe_probe_app.serve import main as serve
 
-    serve(run, port=port, open_browser=browser)
+    serve(run, port=port, open_browser=browser, model=model)
 
 
 @app.command()
@@ -222,7 +225,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _say_done(run: Run) -> None:
     print(
-        f"{run.path}: {run.n_tokens:,} tokens of {run.n_documents:,} documents through {len(run.routers)} routers"
+        f"{run.path}: {run.n_tokens:,} tokens of {run.n_documents:,} document(s) through {len(run.routers)} routers"
         + ("" if run.complete else "; not complete, --resume goes on")
     )
     print(f"look at it: moe-probe explore {run.path}")

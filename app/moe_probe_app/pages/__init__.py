@@ -1,0 +1,1 @@
+"""The explorer's pages. Each is a script that also runs alone, which is how the tests run it."""
