@@ -31,6 +31,7 @@ _HOMES = {
     "open_run": "store",
     "read_documents": "corpus",
     "record": "recording",
+    "specialisation": "tables",
     "trace": "tracing",
 }
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from moe_probe.store import Run as Run
     from moe_probe.store import open_run as open_run
     from moe_probe.tables import balance as balance
+    from moe_probe.tables import specialisation as specialisation
     from moe_probe.tracing import trace as trace
 
 

@@ -43,7 +43,7 @@ def test_a_trace_says_what_it_did_and_what_to_do_next(tmp_path: Path, capsys: py
     assert run_main("trace", "tiny-mixtral", tmp_path / "fox.txt", "--out", out, "--quantization", "4bit") == 0
     printed = capsys.readouterr().out
     run = mp.open_run(out)
-    assert f"{run.n_tokens:,} tokens of 1 documents through {len(run.routers)} routers" in printed
+    assert f"{run.n_tokens:,} tokens of 1 document(s) through {len(run.routers)} routers" in printed
     assert f"moe-probe explore {out}" in printed
     assert "".join(run.tokens(["text"])["text"]) == TEXT
 

@@ -364,6 +364,14 @@ def test_a_folder_gives_its_files_in_order_with_the_first_sub_folder_as_domain(t
     assert list(read_documents(tmp_path / "in")) == list(read_documents(tmp_path / "in"))
 
 
+def test_a_folder_called_after_a_language_gives_it_to_its_texts_but_not_to_its_programs(tmp_path: Path) -> None:
+    for name in ("french/a.txt", "DE/b.txt", "science/c.txt", "french/d.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    languages = {document.name: document.language for document in read_documents(tmp_path, language="en")}
+    assert languages == {"DE/b.txt": "de", "french/a.txt": "fr", "french/d.py": "python", "science/c.txt": "en"}
+
+
 def test_a_suffix_tells_the_language_of_code_and_nothing_of_prose(tmp_path: Path) -> None:
     for name in ("a.py", "b.RS", "c.txt", "d.py.gz"):
         _write(tmp_path / name, gzip.compress(b"x") if name.endswith("gz") else "x")

@@ -12,7 +12,7 @@ from moe_probe.corpus.conllu import read_conllu
 from moe_probe.corpus.delimited import read_delimited
 from moe_probe.corpus.document import Document
 from moe_probe.corpus.jsonl import read_jsonl
-from moe_probe.corpus.languages import language_of_suffix
+from moe_probe.corpus.languages import language_of_folder, language_of_suffix
 from moe_probe.corpus.opening import STANDARD_INPUT, Source, read_text
 from moe_probe.corpus.parquet import read_parquet
 from moe_probe.errors import BadInputError
@@ -149,4 +149,5 @@ def _source(path: Path, name: str, domain: str | None, language: str | None) -> 
             f"{path}: {source.suffix} files hold no plain text; leave it out (read are text, {', '.join(_FORMATS)}, "
             "and .gz or .zst of any)"
         )
-    return replace(source, language=language_of_suffix(source.suffix) or language)
+    of_folder = language_of_folder(domain) if domain is not None else None
+    return replace(source, language=language_of_suffix(source.suffix) or of_folder or language)

@@ -1,6 +1,6 @@
-"""Which programming language a file is written in, from its name's suffix.
+"""Which language a file is written in: a programming language from its suffix, a natural one from its folder's name.
 
-It does not know natural languages: nothing in a file's name tells them.
+It does not look into files.
 """
 
 from __future__ import annotations
@@ -47,6 +47,39 @@ _SUFFIXES = {
 }
 _LANGUAGE_OF_SUFFIX = {suffix: language for language, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 
+_FOLDERS = {
+    # ISO 639-1, and the English name.
+    "ar": "arabic",
+    "cs": "czech",
+    "da": "danish",
+    "de": "german",
+    "el": "greek",
+    "en": "english",
+    "es": "spanish",
+    "fi": "finnish",
+    "fr": "french",
+    "he": "hebrew",
+    "hi": "hindi",
+    "hu": "hungarian",
+    "id": "indonesian",
+    "it": "italian",
+    "ja": "japanese",
+    "ko": "korean",
+    "nl": "dutch",
+    "no": "norwegian",
+    "pl": "polish",
+    "pt": "portuguese",
+    "ro": "romanian",
+    "ru": "russian",
+    "sv": "swedish",
+    "th": "thai",
+    "tr": "turkish",
+    "uk": "ukrainian",
+    "vi": "vietnamese",
+    "zh": "chinese",
+}
+_LANGUAGE_OF_NAME = {name: code for code, name in _FOLDERS.items()}
+
 CODE_LANGUAGES = frozenset(_SUFFIXES)
 """The programming languages that a suffix can tell."""
 
@@ -59,3 +92,14 @@ def language_of_suffix(suffix: str) -> str | None:
         ('python', None)
     """
     return _LANGUAGE_OF_SUFFIX.get(suffix.lower())
+
+
+def language_of_folder(name: str) -> str | None:
+    """Return the code of the natural language that a folder is named after, in English or by its code, or None.
+
+    Example:
+        >>> language_of_folder("French"), language_of_folder("de"), language_of_folder("science")
+        ('fr', 'de', None)
+    """
+    name = name.lower()
+    return name if name in _FOLDERS else _LANGUAGE_OF_NAME.get(name)
