@@ -143,4 +143,4 @@ def test_every_constraint_is_exact_and_covers_the_dependencies() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     names = {one.split("[")[0].split(">")[0].split("=")[0].strip().lower() for one in asked} - {"moe-probe"}
-    assert names <= {name.lower() for name in pins} | {"setuptools"}
+    assert names <= {name.lower().replace("_", "-") for name in pins} | {"setuptools"}

@@ -1,0 +1,142 @@
+"""What recording costs: a plain forward against one with output_router_logits and one under `record`.
+
+Then what a whole trace costs (corpus, batches, store; labels off) against bare forwards of the causal language model
+over the same batches. Everything is paired and interleaved in one process, after warm-up and self-check; ratios are
+medians over rounds. Prints a line a claim and exits with 1 where one does not hold.
+
+    python benchmarks/capture_overhead.py [--rounds 15] [--threads 1] [--batch 16] [--length 512] [--copies 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import moe_probe as mp
+import moe_probe_data
+
+RECORD_LIMIT = 1.03
+TRACE_LIMIT = 1.10
+
+
+def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def interleave(calls: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the seconds of each call, round by round; who goes first turns, so that no one always runs warm."""
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(options.rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            times[name].append(seconds(calls[name], clock))
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+    return statistics.median(one / other for one, other in zip(times[name], times[base], strict=True))
+
+
+def forward_overhead(lm: mp.LanguageModel, options: argparse.Namespace) -> float:
+    """Print and return how much longer a recorded forward takes than a plain one."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, 8000, (options.batch, options.length), generator=generator).to(lm.device)
+    mask = torch.ones_like(tokens)
+    mask[::2, -options.length // 8 :] = 0  # some padding, as in any real batch
+
+    def plain() -> None:
+        lm.model(tokens, attention_mask=mask, use_cache=False)
+
+    def with_router_logits() -> None:
+        lm.model(tokens, attention_mask=mask, use_cache=False, output_router_logits=True)
+
+    def recorded(*, entropy: bool = True) -> None:
+        with mp.record(lm.model, entropy=entropy) as recording:
+            plain()
+        recording.take()
+
+    calls = {
+        "plain forward": plain,
+        "output_router_logits=True": with_router_logits,
+        "moe_probe, ids and weights": lambda: recorded(entropy=False),
+        "moe_probe, entropy and margin too": recorded,
+    }
+    with torch.inference_mode():
+        for call in calls.values():
+            call()
+        times = interleave(calls, options)
+    print(f"one forward, {options.batch} × {options.length} tokens: {statistics.median(times['plain forward']):.3f} s")
+    for name in calls:
+        print(f"  {name:36s} {ratio(times, name, 'plain forward'):.3f}")
+    return ratio(times, "moe_probe, entropy and margin too", "plain forward")
+
+
+def trace_overhead(lm: mp.LanguageModel, options: argparse.Namespace) -> float:
+    """Print and return how much longer a trace takes than bare forwards with the head over the same batches."""
+    sample = list(mp.read_documents([Path(moe_probe_data.__file__).parent / "sample"]))
+    documents = [
+        mp.Document(f"{number}/{document.name}", document.text)
+        for number in range(options.copies)
+        for document in sample
+    ]
+    batches: list[dict[str, torch.Tensor]] = []
+
+    def keep(_: torch.nn.Module, args: object, inputs: dict[str, torch.Tensor]) -> None:
+        batches.append(dict(inputs))
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs = (Path(folder) / str(number) for number in itertools.count())
+
+        def traced() -> None:
+            mp.trace(lm, documents, next(runs), labels=())
+
+        def bare() -> None:
+            with torch.inference_mode():
+                for batch in batches:
+                    lm.model(**batch)
+
+        handle = lm.model.base_model.register_forward_pre_hook(keep, with_kwargs=True)
+        traced()
+        handle.remove()
+        bare()
+        times = interleave({"bare forwards": bare, "whole trace": traced}, options)
+    n_tokens = sum(batch["input_ids"].numel() for batch in batches)
+    print(f"a trace of {len(documents)} documents, {n_tokens} tokens in {len(batches)} batches, labels off")
+    for name, taken in times.items():
+        print(f"  {name:36s} {statistics.median(taken):.3f} s")
+    return ratio(times, "whole trace", "bare forwards")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="cpu: of the process; wall on a GPU")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--copies", type=int, default=3, help="of the sample corpus, in the trace")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lm = mp.load("tiny-mixtral")
+    print(f"{lm.name} on {lm.device}, {options.threads} thread(s)")
+    print(f"medians of ratios, {options.rounds} interleaved rounds, {options.clock} time")
+    cost = forward_overhead(lm, options)
+    print(f"record ÷ plain forward: {cost:.3f} (at most {RECORD_LIMIT})")
+    trace_cost = trace_overhead(lm, options)
+    print(f"trace ÷ bare forwards: {trace_cost:.3f} (at most {TRACE_LIMIT})")
+    return 0 if cost <= RECORD_LIMIT and trace_cost <= TRACE_LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

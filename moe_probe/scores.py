@@ -1,0 +1,182 @@
+"""What a router's logits say beyond the executed experts: entropy, margin, and whether they explain the choice.
+
+A token's entropy is that of the router's distribution over experts, in bits: softmax of the logits, or for sigmoid
+routers the scores divided by their sum. Its margin is the lowest selection score among the chosen experts minus the
+highest among the others. The selection score is what top-k was taken of; it may hold a correction bias and a mask of
+groups (DeepSeek-V3, arXiv 2412.19437, section 2.1.2), which the weights do not.
+
+It never decides which experts were chosen: that is read from the experts' call. It does not know how models are
+hooked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+BIAS_NAME = "e_score_correction_bias"
+
+_TOP_K_SOFTMAX = "top-k softmax"
+_KINDS_OF_THEIR_OWN = {
+    # Routers that the rule in `read_gate` would misname, with what they do.
+    "AfmoeTokenChoiceRouter": "sigmoid + bias top-k",
+    "AriaTextTopKRouter": _TOP_K_SOFTMAX,
+    "DeepseekV4HashRouter": "hash",
+    "Ernie4_5_MoeTopKRouter": "softmax + bias top-k",
+    "Ernie4_5_VLMoeMoeTopKRouter": "softmax + bias top-k",
+    "FlintTopKRouter": "sigmoid top-k",
+    "GptOssTopKRouter": _TOP_K_SOFTMAX,
+    "GraniteMoeHybridTopKRouter": _TOP_K_SOFTMAX,
+    "GraniteMoeSWATopKRouter": _TOP_K_SOFTMAX,
+    "GraniteMoeSharedTopKRouter": _TOP_K_SOFTMAX,
+    "GraniteMoeTopKRouter": _TOP_K_SOFTMAX,
+    "HYV3TopKRouter": "sigmoid + bias top-k",
+    "Kolibri1TopKRouter": "top-k sigmoid",
+    "Lfm2MoeTopKRouter": "sigmoid + bias top-k",
+    "MiniMaxM2TopKRouter": "sigmoid + bias top-k",
+    "OpenAIPrivacyFilterTopKRouter": _TOP_K_SOFTMAX,
+    "PhimoeTopKRouter": "sparsemixer",
+}
+_READ = {
+    # Classes whose selection score is known from their definition; of others the first forward has to prove it.
+    "DeepseekV3TopkRouter",
+    "GptOssTopKRouter",
+    "GraniteMoeTopKRouter",
+    "MixtralTopKRouter",
+    "OlmoeTopKRouter",
+    "Qwen2MoeTopKRouter",
+    "Qwen3MoeTopKRouter",
+}
+_MARGIN_ROUNDING = 1e-4
+_SHARE_ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a router makes selection scores of its logits.
+
+    Routers with equal scoring are scored together. `known` says that the definition was read; otherwise the executed
+    weights must turn out proportional to the activated logits before anything is believed.
+    """
+
+    activation: Literal["softmax", "sigmoid"]
+    of_logits: bool
+    has_bias: bool
+    n_groups: int
+    n_kept_groups: int
+    known: bool
+
+
+class Scores(NamedTuple):
+    """Per token and router, and per router how far the executed weights are from the scoring's own shares."""
+
+    entropy: torch.Tensor  # (layers, tokens) float32 bits
+    margin: torch.Tensor  # (layers, tokens) float32
+    share_error: torch.Tensor  # (layers,) float32
+
+
+def read_gate(gate: nn.Module) -> tuple[str, Scoring | None]:
+    """Return a router module's kind, and its scoring where there is one to try.
+
+    The rule: a correction bias goes with sigmoid scores, everything else is a softmax; groups where there are several.
+    """
+    name = type(gate).__name__
+    bias = getattr(gate, BIAS_NAME, None)
+    n_groups = getattr(gate, "num_group", None) or 1
+    if name in _KINDS_OF_THEIR_OWN and _KINDS_OF_THEIR_OWN[name] != _TOP_K_SOFTMAX:
+        return _KINDS_OF_THEIR_OWN[name], None
+    scoring = Scoring(
+        activation="softmax" if bias is None else "sigmoid",
+        of_logits=name in _KINDS_OF_THEIR_OWN,
+        has_bias=bias is not None,
+        n_groups=n_groups,
+        n_kept_groups=getattr(gate, "topk_group", None) or 1,
+        known=name in _READ,
+    )
+    if scoring.of_logits:
+        return _TOP_K_SOFTMAX, scoring
+    parts = [scoring.activation] + ["bias"] * scoring.has_bias + ["groups"] * (n_groups > 1)
+    unreadable = bias is not None and bias.is_meta  # offloaded: the bias is not there when the scores are made
+    return f"{' + '.join(parts)} top-k", None if unreadable else scoring
+
+
+def score(
+    scoring: Scoring, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None
+) -> Scores:
+    """Return entropy and margin of every token of several routers of one scoring.
+
+    Args:
+        scoring: how the routers score.
+        logits: (layers, tokens, experts), any floating type; NaN goes through to entropy and margin.
+        ids: executed experts, (layers, tokens, slots), in range.
+        weights: executed weights, (layers, tokens, slots).
+        bias: (layers, experts) correction biases where the scoring has one.
+
+    Returns:
+        Scores. A margin is infinite where no selectable expert was left out, and negative where a higher score was
+        passed over, which the true selection score never allows.
+
+    Example:
+        >>> scoring = Scoring("softmax", False, False, 1, 1, True)
+        >>> logits = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
+        >>> scores = score(scoring, logits, torch.tensor([[[0]]]), torch.tensor([[[0.5]]]), None)
+        >>> scores.entropy.item(), scores.margin.item()
+        (1.5, 0.25)
+    """
+    logits = logits.float()
+    if scoring.activation == "softmax":
+        shifted = logits - logits.amax(dim=-1, keepdim=True)
+        activated = shifted.exp()
+        total = activated.sum(dim=-1, keepdim=True)
+        # ln Σeˣ − Σ x·eˣ / Σeˣ, without the 0·(−inf) of p·ln p where a probability underflows
+        entropy = total.log() - (activated * shifted).sum(dim=-1, keepdim=True) / total
+        activated = activated / total
+    else:
+        activated = logits.sigmoid()
+        total = activated.sum(dim=-1, keepdim=True)
+        entropy = total.log() + torch.special.entr(activated).sum(dim=-1, keepdim=True) / total
+    selection = logits if scoring.of_logits else activated
+    if bias is not None:
+        selection = selection + bias.float().unsqueeze(1)
+    if scoring.n_groups > 1:
+        selection = _masked_to_groups(selection, scoring)
+    chosen = selection.gather(-1, ids).amin(dim=-1)
+    passed_over = selection.scatter(-1, ids, -math.inf).amax(dim=-1)
+    # A scoring that was read needs no proof.
+    share_error = logits.new_zeros(len(logits)) if scoring.known else _share_error(activated, ids, weights)
+    return Scores(entropy.squeeze(-1) / math.log(2), chosen - passed_over, share_error)
+
+
+def explains(
+    scoring: Scoring, n_slots: int, weight_dtype: torch.dtype, lowest_margin: float, share_error: float
+) -> bool:
+    """Say whether a scoring accounts for what was executed: no higher score passed over, weights in proportion.
+
+    A single slot's share is 1 whatever the scores, so that only a scoring whose definition was read is believed there.
+    """
+    if not lowest_margin >= -_MARGIN_ROUNDING:
+        return False
+    if scoring.known:
+        return True
+    return n_slots > 1 and share_error <= _SHARE_ROUNDING.get(weight_dtype, 1e-2)
+
+
+def _masked_to_groups(selection: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """Return selection scores with −inf in the groups whose two best experts do not add up to enough."""
+    grouped = selection.view(*selection.shape[:-1], scoring.n_groups, -1)  # (layers, tokens, groups, experts in it)
+    group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+    kept = group_scores.topk(scoring.n_kept_groups, dim=-1).indices
+    hidden = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
+    return grouped.masked_fill(hidden.unsqueeze(-1), -math.inf).flatten(-2)
+
+
+def _share_error(activated: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return how far a token's weights are at most from being in proportion to its activated logits, (layers,)."""
+    shares = activated.gather(-1, ids)
+    shares = shares / shares.sum(dim=-1, keepdim=True)
+    weights = weights.float()
+    return (weights / weights.sum(dim=-1, keepdim=True) - shares).abs().amax(dim=(1, 2))

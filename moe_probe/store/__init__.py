@@ -1,0 +1,20 @@
+"""The run on disk: `open_run` reads one, `RunWriter` writes one.
+
+| module | what it knows |
+|---|---|
+| `plan` | how a corpus is cut into windows and shards |
+| `shards` | the rows of a shard, in the types they have on disk |
+| `files` | reading with clear errors, writing without halves |
+| `writer` | the order in which a run is written, and the lock |
+| `run`, `document` | reading: whole, by shard, by document |
+| `columns` | routing columns as arrays |
+| `views` | SQL |
+
+Nothing here knows torch.
+"""
+
+from moe_probe.store.document import DocumentRouting
+from moe_probe.store.run import Run, Shard, open_run
+from moe_probe.store.writer import RunWriter, ShardFacts
+
+__all__ = ["DocumentRouting", "Run", "RunWriter", "Shard", "ShardFacts", "open_run"]

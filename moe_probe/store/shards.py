@@ -1,0 +1,171 @@
+"""The rows of one shard in memory, in the types that they have on disk.
+
+It does not know how rows come about, nor how files are written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moe_probe.errors import RoutingError
+from moe_probe.schema import (
+    DROPPED,
+    SURPRISAL_COLUMN,
+    Router,
+    entropy_column,
+    expert_bits,
+    expert_column,
+    margin_column,
+    weight_column,
+)
+
+METADATA_KEY = b"moe_probe"
+"""The key of what a file of a run says of itself, as JSON."""
+
+TOKEN_TYPES = {
+    "document": pa.int32(),
+    "position": pa.int32(),
+    "window_position": pa.int32(),
+    "token_id": pa.int32(),
+    "token": pa.string(),
+    "text": pa.string(),
+    "char_start": pa.int32(),
+    "char_end": pa.int32(),
+    "phase": pa.string(),
+    "word_initial": pa.bool_(),
+    SURPRISAL_COLUMN: pa.float32(),
+}
+"""The types of the columns that are no labels; a label is a string."""
+
+
+class RoutingBlock:
+    """The routing of one shard, filled batch by batch in any order.
+
+    Weights are float16; so are entropies and margins, of which a larger one than float16 holds becomes infinite.
+
+    Example:
+        >>> router = Router(0, "layers.0.mlp", 0, n_experts=4, n_slots=2, kind="softmax top-k")
+        >>> block = RoutingBlock([router], [False], rows=1)
+        >>> block.fill(0, np.array([0]), np.array([[3, 1]]), np.array([[0.75, 0.25]]))
+        >>> block.to_table().to_pylist()
+        [{'expert_0_0': 3, 'expert_0_1': 1, 'weight_0_0': 0.75, 'weight_0_1': 0.25}]
+    """
+
+    def __init__(self, routers: Sequence[Router], scores: Sequence[bool], rows: int) -> None:
+        """Make room for `rows` tokens; `scores[i]` says that router i has an entropy and a margin."""
+        self.routers = list(routers)
+        self.scores = list(scores)
+        self.n_rows = rows
+        kinds = [np.dtype(f"uint{expert_bits(router.n_experts)}") for router in routers]
+        # One contiguous row a column on disk.
+        self._experts = [
+            np.full((r.n_slots, rows), np.iinfo(kind).max, kind) for r, kind in zip(routers, kinds, strict=True)
+        ]
+        self._weights = [np.zeros((router.n_slots, rows), np.float16) for router in routers]
+        self._scores = [np.full((2, rows if scored else 0), np.nan, np.float16) for scored in scores]
+
+    def fill(
+        self,
+        router: int,
+        rows: npt.NDArray[np.integer],
+        experts: npt.NDArray[np.integer],
+        weights: npt.NDArray[np.floating],
+        entropy: npt.NDArray[np.floating] | None = None,
+        margin: npt.NDArray[np.floating] | None = None,
+    ) -> None:
+        """Put what one router did with some tokens into their rows.
+
+        Args:
+            router: its index.
+            rows: (tokens,), places in the shard.
+            experts: (tokens, slots), heaviest first, -1 where a slot held none.
+            weights: (tokens, slots), as executed.
+            entropy: (tokens,) bits, where the router has scores.
+            margin: (tokens,), where the router has scores.
+
+        Raises:
+            RoutingError: if an expert does not exist, or a weight is no number that float16 can hold.
+        """
+        of = self.routers[router]
+        if experts.size and not DROPPED <= int(experts.min()) <= int(experts.max()) < of.n_experts:
+            wrong = int(experts.max()) if experts.max() >= of.n_experts else int(experts.min())
+            raise RoutingError(
+                f"{of.name}: expert {wrong} was recorded of {of.n_experts}; this is a fault, please report it"
+            )
+        with np.errstate(over="ignore"):
+            halves = weights.astype(np.float16)
+        if not np.isfinite(halves).all():
+            wrong_weight = float(weights[~np.isfinite(halves)][0])
+            raise RoutingError(
+                f"{of.name}: a weight of {wrong_weight} cannot be stored in float16; load the model with another dtype"
+                " and look whether its output is finite"
+            )
+        # Casting -1 to an unsigned integer gives its largest value, which is no expert: this is what `null` looks for.
+        self._experts[router][:, rows] = experts.T.astype(self._experts[router].dtype)
+        self._weights[router][:, rows] = halves.T
+        if self.scores[router]:
+            if entropy is None or margin is None:
+                raise ValueError(f"{of.name}: its entropy and margin were promised")
+            with np.errstate(over="ignore"):
+                self._scores[router][0, rows] = entropy
+                self._scores[router][1, rows] = margin
+
+    def to_table(self) -> pa.Table:
+        """Return the columns as `schema.routing_columns` orders them, without copying where no slot was dropped."""
+        columns: dict[str, pa.Array] = {}
+        for router, experts, weights, scores in zip(
+            self.routers, self._experts, self._weights, self._scores, strict=True
+        ):
+            nothing = np.iinfo(experts.dtype).max
+            for slot in range(router.n_slots):
+                dropped = experts[slot] == nothing
+                mask = dropped if dropped.any() else None
+                columns[expert_column(router.index, slot)] = pa.array(experts[slot], mask=mask)
+            for slot in range(router.n_slots):
+                columns[weight_column(router.index, slot)] = pa.array(weights[slot])
+            if scores.shape[1] or self.scores[router.index]:
+                columns[entropy_column(router.index)] = pa.array(scores[0])
+                columns[margin_column(router.index)] = pa.array(scores[1])
+        return pa.table(columns)
+
+
+def tokens_table(
+    columns: Mapping[str, object],
+    labels: Mapping[str, Sequence[str] | pa.Array],
+    sources: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Return the tokens of a shard as they are on disk.
+
+    Args:
+        columns: those of `schema.TOKEN_COLUMNS` and perhaps the surprisal, a value a row.
+        labels: for each label, a value a row.
+        sources: what made the labels; kept with the file, so that two makings are never taken for one.
+    """
+    arrays = {name: pa.array(values, TOKEN_TYPES[name]) for name, values in columns.items()}
+    for name, values in labels.items():
+        arrays[name] = values if isinstance(values, pa.Array) else pa.array(values, pa.string()).dictionary_encode()
+    return pa.table(arrays, metadata={METADATA_KEY: json.dumps({"labels": dict(sources or {})})})
+
+
+def with_label(tokens: pa.Table, name: str, values: Sequence[str], source: str) -> pa.Table:
+    """Return tokens as read from a run with one label added or replaced.
+
+    Args:
+        tokens: a shard's.
+        name: the label.
+        values: a value a row.
+        source: what made them.
+    """
+    column = pa.array(values, pa.string()).dictionary_encode()
+    if name in tokens.column_names:
+        changed = tokens.set_column(tokens.column_names.index(name), name, column)
+    else:
+        changed = tokens.append_column(name, column)
+    facts = json.loads((tokens.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    facts["labels"] = facts.get("labels", {}) | {name: source}
+    return changed.replace_schema_metadata({METADATA_KEY: json.dumps(facts)})

@@ -1,0 +1,155 @@
+"""Makes the token rows of a shard: places, pieces, text and labels.
+
+Needs no model, so that it runs beside the forward passes. It does not know routing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moe_probe.errors import MoeProbeError
+from moe_probe.labels import Labeller
+from moe_probe.labels.align import word_initial
+from moe_probe.schema import SPECIAL, SURPRISAL_COLUMN
+from moe_probe.store.plan import Window, Windowing
+from moe_probe.store.shards import tokens_table
+from moe_probe.tracing.encoding import EncodedDocument, Encoder, grouped
+
+_CHARACTERS_AT_ONCE = 20_000
+_DOCUMENTS_AT_ONCE = 64
+
+SPECIAL_POSITION = -1
+"""The `position` of a special token at a window's start, which has no place in the document."""
+
+
+class Stopped(MoeProbeError):
+    """The trace was stopped while rows were made."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardText:
+    """The documents of a shard, by number, and its windows in the order of their rows."""
+
+    documents: Mapping[int, EncodedDocument]
+    windows: Sequence[Window]
+
+
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """What is known of the tokens of one document: a value a token."""
+
+    word_initial: npt.NDArray[np.bool_]
+    labels: Mapping[str, Sequence[str]]
+
+
+class RowMaker:
+    """Makes token rows shard by shard; a document that goes on in the next shard is labelled once."""
+
+    def __init__(self, encoder: Encoder, windowing: Windowing, labellers: Mapping[str, Labeller]) -> None:
+        """Take what tokens and labels are made with; `labellers` must hold one called `phase`."""
+        self._encoder = encoder
+        self._windowing = windowing
+        self._labellers = labellers
+        self._last: dict[int, _Values] = {}
+
+    def make(self, shard: ShardText, stop: threading.Event) -> pa.Table:
+        """Return the tokens of a shard, a row a token.
+
+        Raises:
+            Stopped: if `stop` was set meanwhile.
+        """
+        values = self._label(shard, stop)
+        if shard.windows:
+            last = shard.windows[-1].document
+            self._last = {last: values[last]}
+        columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in _NUMBERS}
+        texts: list[str] = []
+        labels: dict[str, list[str]] = {name: [] for name in self._labellers}
+        for window in shard.windows:
+            encoded, known = shard.documents[window.document], values[window.document]
+            for name, array in self._numbers(window, encoded, known).items():
+                columns[name].append(array)
+            n_special = len(self._encoder.prefix) if self._windowing.special else 0
+            texts += [""] * n_special
+            spans = zip(
+                encoded.starts[window.first : window.end].tolist(),
+                encoded.ends[window.first : window.end].tolist(),
+                strict=True,
+            )
+            texts += [encoded.document.text[start:end] for start, end in spans]
+            for name, of_document in known.labels.items():
+                labels[name] += [SPECIAL] * n_special
+                labels[name] += of_document[window.first : window.end]
+        return self._table({name: np.concatenate(parts) for name, parts in columns.items()}, texts, labels)
+
+    def _table(
+        self, numbers: Mapping[str, npt.NDArray[np.generic]], texts: list[str], labels: dict[str, list[str]]
+    ) -> pa.Table:
+        # The pieces in use alone: a vocabulary may be larger than a shard.
+        used, codes = np.unique(numbers["token_id"], return_inverse=True)
+        pieces = pa.array([self._encoder.vocabulary[token] for token in used.tolist()], pa.string())
+        columns: dict[str, object] = {name: numbers[name] for name in _NUMBERS[:4]}
+        columns["token"] = pieces.take(pa.array(codes))
+        columns["text"] = texts
+        columns |= {name: numbers[name] for name in ("char_start", "char_end")}
+        columns["phase"] = labels.pop("phase")
+        columns["word_initial"] = numbers["word_initial"]
+        sources = {name: labeller.label_set.source for name, labeller in self._labellers.items()}
+        return tokens_table(columns, labels, sources)
+
+    def _numbers(self, window: Window, encoded: EncodedDocument, known: _Values) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the columns of one window that are numbers, its special tokens first where they are recorded."""
+        prefix = np.array(self._encoder.prefix, np.int32)
+        n_special = len(prefix) if self._windowing.special else 0
+        tokens = slice(window.first, window.end)
+        begin = int(encoded.starts[window.first])
+        first = len(prefix) + window.first - window.start
+        rows = {
+            "position": (np.full(n_special, SPECIAL_POSITION), np.arange(window.first, window.end)),
+            "window_position": (np.arange(n_special), np.arange(first, first + window.end - window.first)),
+            "token_id": (prefix[:n_special], encoded.ids[tokens]),
+            "char_start": (np.full(n_special, begin), encoded.starts[tokens]),
+            "char_end": (np.full(n_special, begin), encoded.ends[tokens]),
+            "word_initial": (np.zeros(n_special, np.bool_), known.word_initial[tokens]),
+        }
+        joined: dict[str, npt.NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in rows.items()}
+        joined["document"] = np.full(len(joined["position"]), encoded.number, np.int32)
+        return joined
+
+    def _label(self, shard: ShardText, stop: threading.Event) -> dict[int, _Values]:
+        wanted = dict.fromkeys(window.document for window in shard.windows)
+        values = {number: self._last[number] for number in wanted if number in self._last}
+        todo = [shard.documents[number] for number in wanted if number not in values]
+        by_name = {encoded.document.name: encoded for encoded in todo}
+        for documents in grouped((one.document for one in todo), _CHARACTERS_AT_ONCE, _DOCUMENTS_AT_ONCE):
+            if stop.is_set():
+                raise Stopped("the trace was stopped")
+            encoded = [by_name[document.name] for document in documents]
+            pieces = [self._encoder.pieces(one) for one in encoded]
+            labels = {name: labeller(documents, pieces) for name, labeller in self._labellers.items()}
+            for place, (one, owned) in enumerate(zip(encoded, pieces, strict=True)):
+                initial = word_initial(one.document.text, owned)
+                values[one.number] = _Values(initial, {name: of_all[place] for name, of_all in labels.items()})
+        return values
+
+
+_NUMBERS = (
+    "document",
+    "position",
+    "window_position",
+    "token_id",
+    "char_start",
+    "char_end",
+    "word_initial",
+)
+
+
+def with_surprisal(tokens: pa.Table, bits: npt.NDArray[np.float32]) -> pa.Table:
+    """Return the tokens with their surprisal in bits; not a number becomes null: a window's first token has none."""
+    return tokens.append_column(SURPRISAL_COLUMN, pa.array(bits, pa.float32(), from_pandas=True))
