@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 import moe_probe as mp
-from moe_probe.models import find_source
-from moe_probe.precision import PartPrecision, measure_precision
+from moe_probe.models.precision import PartPrecision, measure_precision
+from moe_probe.models.sources import find_source
 
 TOKENS, ROUNDS = 256, 15
 RIVALS = {

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, T5Config
 
 import moe_probe as mp
-from moe_probe import models, sources
+from moe_probe.models import loading, sources
 from moe_probe_data import MODEL
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -71,8 +71,8 @@ def test_the_type_to_compute_in_is_the_one_asked_for(folder: Path, dtype) -> Non
 
 
 def test_auto_is_bfloat16_on_a_gpu_and_float32_on_a_cpu() -> None:
-    assert models._choose_dtype("auto", on_gpu=True) == torch.bfloat16
-    assert models._choose_dtype("auto", on_gpu=False) == torch.float32
+    assert loading._choose_dtype("auto", on_gpu=True) == torch.bfloat16
+    assert loading._choose_dtype("auto", on_gpu=False) == torch.float32
 
 
 def test_sixteen_bits_are_the_checkpoints_own_weights(folder: Path) -> None:
@@ -207,7 +207,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(folder: Path) 
 def test_a_model_without_a_context_length_is_refused(folder: Path) -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(n_positions=None))
     with pytest.raises(mp.UnsupportedModelError, match="names no context length; add max_position_embeddings"):
-        models._context(SimpleNamespace(config=config), sources.find_source(folder))
+        loading._context(SimpleNamespace(config=config), sources.find_source(folder))
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_with_noise(folder: Path, caplog) -> None:
@@ -393,7 +393,7 @@ def big_mixtral(folder: Path) -> Path:
         max_position_embeddings=256,
     )
     with torch.device("meta"):
-        model = models.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = loading.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.to_empty(device="cpu")
     noise = torch.randn(1 << 21, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
     for parameter in model.parameters():

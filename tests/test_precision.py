@@ -12,12 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
 
 import moe_probe as mp
-from moe_probe import fit
-from moe_probe.fit import Need, Placement, estimate, gigabytes, place
-from moe_probe.models import load
-from moe_probe.parts import PARTS, find_parts
-from moe_probe.precision import Holding, holdings, measure_precision, summarise
-from moe_probe.quantise import quantisable
+from moe_probe.models import fit, load
+from moe_probe.models.fit import Need, Placement, estimate, gigabytes, place
+from moe_probe.models.parts import PARTS, find_parts
+from moe_probe.models.precision import Holding, holdings, measure_precision, summarise
+from moe_probe.models.quantise import quantisable
 
 GPU = torch.device("cuda", 0)
 

@@ -21,8 +21,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 import moe_probe as mp
 from moe_probe.models import LanguageModel
-from moe_probe.packing import Int8Matrices, PackedLinear, pack, packed_bytes, packed_experts_forward
-from moe_probe.quantise import Matrices, check_shapes, quantisable
+from moe_probe.models.packing import Int8Matrices, PackedLinear, pack, packed_bytes, packed_experts_forward
+from moe_probe.models.quantise import Matrices, check_shapes, quantisable
 
 CPU = torch.device("cpu")
 # NormalFloat-4, QLoRA appendix E, and the widest gap between two of its values.
@@ -199,7 +199,8 @@ def test_quantised_experts_compute_what_bitsandbytes_weights_give_by_hand(archit
     with torch.no_grad():
         output = experts(hidden, ids, weights)
         expected = oracle(architecture, full[name], hidden, ids, weights, quantization)
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    # A mean over 8-bit statistics may round either way; four bits themselves are a hundred times coarser.
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
@@ -363,7 +364,8 @@ def test_merging_expert_by_expert_gives_the_bits_of_merging_all(folders, load, m
 
     one_by_one = {name: digest(load(name, "4bit").model) for name in ("mixtral", "deepseek_v3", "granitemoe")}
     monkeypatch.setattr(
-        "moe_probe.quantise.PackingQuantizer.update_weight_conversions", lambda self, conversions, model: conversions
+        "moe_probe.models.quantise.PackingQuantizer.update_weight_conversions",
+        lambda self, conversions, model: conversions,
     )
     for name, expected in one_by_one.items():
         assert digest(mp.load(folders[name], quantization="4bit", dtype="float32", device_map="cpu").model) == expected

@@ -33,11 +33,11 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import Mxfp4Config
 
 from moe_probe.errors import BadInputError, ModelTooLargeError, MoeProbeError, UnsupportedModelError
-from moe_probe.fit import DeviceMap, Need, Placement, estimate, is_on_gpu, place
-from moe_probe.packing import QUANTIZATIONS, check_available
-from moe_probe.precision import Holding, PartPrecision, measure_precision
-from moe_probe.quantise import PackedConfig, check_shapes, quantisable
-from moe_probe.sources import Source, checkpoint_bytes, digest_source, find_source, first_line, load_tokenizer
+from moe_probe.models.fit import DeviceMap, Need, Placement, estimate, is_on_gpu, place
+from moe_probe.models.packing import QUANTIZATIONS, check_available
+from moe_probe.models.precision import Holding, PartPrecision, measure_precision
+from moe_probe.models.quantise import PackedConfig, check_shapes, quantisable
+from moe_probe.models.sources import Source, checkpoint_bytes, digest_source, find_source, first_line, load_tokenizer
 
 if TYPE_CHECKING:
     import polars

@@ -17,8 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from moe_probe.errors import BadInputError, ModelTooLargeError
-from moe_probe.precision import Holding, holdings, summarise
-from moe_probe.quantise import quantisable
+from moe_probe.models.precision import Holding, holdings, summarise
+from moe_probe.models.quantise import quantisable
 
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 """Values of `device_map` that leave the choice of devices to the loader."""

@@ -27,8 +27,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moe_probe.errors import BadInputError, UnsupportedModelError
-from moe_probe.packing import BLOCK, EXPERTS_IMPLEMENTATION, Packed, PackedLinear, pack
-from moe_probe.parts import find_parts
+from moe_probe.models.packing import BLOCK, EXPERTS_IMPLEMENTATION, Packed, PackedLinear, pack
+from moe_probe.models.parts import find_parts
 
 _FUSED_NAMES = ("gate_up_proj", "up_proj", "down_proj")
 

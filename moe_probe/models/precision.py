@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moe_probe.packing import Int8Matrices, Nf4Matrices, packed_bytes
-from moe_probe.parts import PARTS, find_parts
-from moe_probe.quantise import Matrices
+from moe_probe.models.packing import Int8Matrices, Nf4Matrices, packed_bytes
+from moe_probe.models.parts import PARTS, find_parts
+from moe_probe.models.quantise import Matrices
 
 _PACKED_NAMES = {"4bit": Nf4Matrices.dtype_name, "8bit": Int8Matrices.dtype_name}
 
