@@ -1,8 +1,7 @@
 """What recording costs: a plain forward against one with output_router_logits and one under `record`.
 
 Then what a whole trace costs (corpus, batches, store; labels off) against bare forwards of the causal language model
-over the same batches. Everything is paired and interleaved in one process, after warm-up and self-check; ratios are
-medians over rounds. Prints a line a claim and exits with 1 where one does not hold.
+over the same batches. Everything is paired in one process, after warm-up and self-check; ratios are medians over rounds. Prints a line a claim and exits with 1 where one does not hold.
 
     python benchmarks/capture_overhead.py [--rounds 15] [--threads 1] [--batch 16] [--length 512] [--copies 3]
 """
@@ -33,53 +32,59 @@ def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def interleave(calls: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the seconds of each call, round by round; who goes first turns, so that no one always runs warm."""
+def compare(
+    base: Callable[[], object], rivals: dict[str, Callable[[], object]], options: argparse.Namespace
+) -> tuple[float, dict[str, float]]:
+    """Return the median seconds of `base`, and the median of each rival's time by that of a `base` run beside it.
+
+    Who goes first changes from round to round, so that no one always finds the machine warm.
+    """
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    base_seconds: list[float] = []
+    ratios: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(options.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            times[name].append(seconds(calls[name], clock))
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
-    return statistics.median(one / other for one, other in zip(times[name], times[base], strict=True))
+        for name, rival in rivals.items():
+            pair = [base, rival] if number % 2 else [rival, base]
+            taken = {call: seconds(call, clock) for call in pair}
+            base_seconds.append(taken[base])
+            ratios[name].append(taken[rival] / taken[base])
+    return statistics.median(base_seconds), {name: statistics.median(each) for name, each in ratios.items()}
 
 
 def forward_overhead(lm: mp.LanguageModel, options: argparse.Namespace) -> float:
-    """Print and return how much longer a recorded forward takes than a plain one."""
+    """Print and return how much longer a recorded forward of the decoder takes than a plain one.
+
+    The decoder, not the whole model: a head of tens of thousands of words would hide what recording costs.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, 8000, (options.batch, options.length), generator=generator).to(lm.device)
     mask = torch.ones_like(tokens)
     mask[::2, -options.length // 8 :] = 0  # some padding, as in any real batch
+    decoder = lm.model.base_model
 
     def plain() -> None:
-        lm.model(tokens, attention_mask=mask, use_cache=False)
-
-    def with_router_logits() -> None:
-        lm.model(tokens, attention_mask=mask, use_cache=False, output_router_logits=True)
+        decoder(tokens, attention_mask=mask, use_cache=False)
 
     def recorded(*, entropy: bool = True) -> None:
         with mp.record(lm.model, entropy=entropy) as recording:
             plain()
         recording.take()
 
-    calls = {
-        "plain forward": plain,
-        "output_router_logits=True": with_router_logits,
+    rivals = {
+        "output_router_logits=True": lambda: decoder(
+            tokens, attention_mask=mask, use_cache=False, output_router_logits=True
+        ),
         "moe_probe, ids and weights": lambda: recorded(entropy=False),
         "moe_probe, entropy and margin too": recorded,
     }
     with torch.inference_mode():
-        for call in calls.values():
+        for call in (plain, *rivals.values()):
             call()
-        times = interleave(calls, options)
-    print(f"one forward, {options.batch} × {options.length} tokens: {statistics.median(times['plain forward']):.3f} s")
-    for name in calls:
-        print(f"  {name:36s} {ratio(times, name, 'plain forward'):.3f}")
-    return ratio(times, "moe_probe, entropy and margin too", "plain forward")
+        plain_seconds, ratios = compare(plain, rivals, options)
+    print(f"plain forward of {options.batch} × {options.length} tokens: {plain_seconds:.3f} s")
+    for name, cost in ratios.items():
+        print(f"  {name:36s} {cost:.3f}")
+    return ratios["moe_probe, entropy and margin too"]
 
 
 def trace_overhead(lm: mp.LanguageModel, options: argparse.Namespace) -> float:
@@ -110,12 +115,11 @@ def trace_overhead(lm: mp.LanguageModel, options: argparse.Namespace) -> float:
         traced()
         handle.remove()
         bare()
-        times = interleave({"bare forwards": bare, "whole trace": traced}, options)
+        bare_seconds, ratios = compare(bare, {"whole trace": traced}, options)
     n_tokens = sum(batch["input_ids"].numel() for batch in batches)
     print(f"a trace of {len(documents)} documents, {n_tokens} tokens in {len(batches)} batches, labels off")
-    for name, taken in times.items():
-        print(f"  {name:36s} {statistics.median(taken):.3f} s")
-    return ratio(times, "whole trace", "bare forwards")
+    print(f"bare forwards of the whole model: {bare_seconds:.3f} s")
+    return ratios["whole trace"]
 
 
 def main() -> int:
@@ -130,7 +134,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     lm = mp.load("tiny-mixtral")
     print(f"{lm.name} on {lm.device}, {options.threads} thread(s)")
-    print(f"medians of ratios, {options.rounds} interleaved rounds, {options.clock} time")
+    print(f"medians of ratios, {options.rounds} rounds of pairs, {options.clock} time")
     cost = forward_overhead(lm, options)
     print(f"record ÷ plain forward: {cost:.3f} (at most {RECORD_LIMIT})")
     trace_cost = trace_overhead(lm, options)

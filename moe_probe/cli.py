@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -35,6 +35,9 @@ _EXTRA_OF = {
     "torch": "trace",
     "transformers": "trace",
 }
+
+# What typer raises for wrong arguments; it exports only this child of it.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 Model = Annotated[str, typer.Argument(help="'tiny-mixtral' (bundled), a folder, or a model hub id.")]
 Inputs = Annotated[
@@ -206,8 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"this needs {error.name}: pip install 'moe-probe[{extra}]'", 1)
     except KeyboardInterrupt:
         _fail("interrupted; whole shards are kept, --resume goes on", 1)
-    except typer.BadParameter.__mro__[1] as error:  # UsageError, which typer does not export
-        _fail(f"{' '.join(str(error.format_message()).split())} (see moe-probe --help)", 2)
+    except _UsageError as error:
+        _fail(f"{' '.join(error.format_message().split())} (see moe-probe --help)", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -36,7 +36,8 @@ _REFUSED = {
 _GATE_NAMES = ("gate", "router")
 _GATE_CLASS = re.compile(r"Router|Gating|TopKGate")
 _SLOTS_NAMES = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "num_experts_per_token")
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PRECISE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TABLES = (torch.int64, torch.bool)  # what a router may look experts up in; no quantisation packs weights into these
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ def check_gates(sites: Sequence[Site]) -> None:
         if site.gate is None:
             continue
         for name, tensor in [*site.gate.named_parameters(), *site.gate.named_buffers()]:
-            if tensor.dtype not in _FLOATS or type(tensor).__name__ in ("Params4bit", "Int8Params"):
+            if tensor.dtype not in (*_PRECISE, *_TABLES) or type(tensor).__name__ in ("Params4bit", "Int8Params"):
                 raise UnsupportedModelError(
                     f"{site.gate_name}.{name}: the router is quantised ({str(tensor.dtype).removeprefix('torch.')}), "
                     "so that it chooses other experts than the model's own; load it with moe_probe.load, which keeps "

@@ -51,6 +51,7 @@ _READ = {
     "Qwen2MoeTopKRouter",
     "Qwen3MoeTopKRouter",
 }
+_LOWEST = -1e4
 _MARGIN_ROUNDING = 1e-4
 _SHARE_ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -129,10 +130,11 @@ def score(
     """
     logits = logits.float()
     if scoring.activation == "softmax":
-        shifted = logits - logits.amax(dim=-1, keepdim=True)
+        # The bound keeps a masked logit, −inf, from making 0·(−inf); its exponential is 0 already.
+        shifted = (logits - logits.amax(dim=-1, keepdim=True)).clamp_min(_LOWEST)
         activated = shifted.exp()
         total = activated.sum(dim=-1, keepdim=True)
-        # ln Σeˣ − Σ x·eˣ / Σeˣ, without the 0·(−inf) of p·ln p where a probability underflows
+        # ln Σeˣ − Σ x·eˣ / Σeˣ, without the 0·ln 0 of p·ln p where a probability underflows
         entropy = total.log() - (activated * shifted).sum(dim=-1, keepdim=True) / total
         activated = activated / total
     else:

@@ -183,14 +183,16 @@ def test_gradient_checkpointing_runs_blocks_again_and_is_an_error(architecture: 
             loss.backward()
 
 
-def test_a_router_that_was_quantised_is_an_error() -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_a_router_that_was_quantised_is_an_error(dtype: torch.dtype) -> None:
     model = tiny_models.build("mixtral")
     gate = model.model.layers[1].mlp.gate
-    gate.weight = nn.Parameter(gate.weight.data.to(torch.int8), requires_grad=False)
-    with pytest.raises(
-        mp.UnsupportedModelError,
-        match=r"model.layers.1.mlp.gate.weight: the router is quantised \(int8\).*moe_probe.load",
-    ):
+    gate.register_buffer("lookup", torch.arange(8))  # a table of indices is not a quantised weight
+    mp.record(model)
+    gate.weight = nn.Parameter(gate.weight.data.to(dtype), requires_grad=False)
+    name = str(dtype).removeprefix("torch.")
+    message = rf"model.layers.1.mlp.gate.weight: the router is quantised \({name}\).*load it with moe_probe.load"
+    with pytest.raises(mp.UnsupportedModelError, match=message):
         mp.record(model)
 
 

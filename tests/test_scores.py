@@ -28,12 +28,18 @@ def test_equal_logits_have_the_entropy_of_all_experts_and_no_margin() -> None:
     assert scores.margin.tolist() == [[0.0, 0.0]]
 
 
-def test_a_certain_router_has_no_entropy_even_where_probabilities_underflow() -> None:
-    logits = torch.tensor([[[200.0, 0.0, -200.0, float("-inf")]]])
+def test_a_certain_router_has_no_entropy_even_where_probabilities_underflow_or_are_masked() -> None:
+    logits = torch.tensor([[[200.0, 0.0, -200.0, -math.inf]]])
     scores = score(SOFTMAX, logits, torch.tensor([[[0]]]), torch.ones(1, 1, 1), None)
-    # −inf·0 is the one product that a masked logit would make NaN
     assert scores.margin.item() == 1
-    assert math.isnan(scores.entropy.item()) or scores.entropy.item() == 0
+    assert scores.entropy.item() == 0
+
+
+def test_a_logit_that_is_not_a_number_shows_in_the_entropy() -> None:
+    logits = torch.tensor([[[1.0, math.nan, 0.0], [1.0, 0.0, 0.0]]])
+    for scoring in (SOFTMAX, SIGMOID):
+        scores = score(scoring, logits, torch.tensor([[[0], [0]]]), torch.ones(1, 2, 1), torch.zeros(1, 3))
+        assert scores.entropy.isnan().tolist() == [[True, False]]
 
 
 def test_a_bias_moves_the_margin_of_a_sigmoid_router_but_not_its_entropy() -> None:

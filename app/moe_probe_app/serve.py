@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import sys
 import tomllib
@@ -23,6 +24,7 @@ from moe_probe_app.settings import Settings, configure
 ADDRESS = "127.0.0.1"
 HOSTS = ("localhost", ADDRESS)
 UPLOAD_MEGABYTES = 20
+_USED_BY_PAGES = ("moe_probe.charts", "moe_probe_app.library")
 
 
 def main(root: Path, *, port: int | None, open_browser: bool, model: str | None = None) -> None:
@@ -44,6 +46,8 @@ def main(root: Path, *, port: int | None, open_browser: bool, model: str | None 
         )
     is_run = (root / MANIFEST_FILE).is_file()
     configure(Settings(root.parent if is_run else root, root.name if is_run else None, model))
+    for module in _USED_BY_PAGES:  # a second of imports that the first reader need not wait for
+        importlib.import_module(module)
     port = _choose_port(port)
     url = f"http://localhost:{port}"
 
