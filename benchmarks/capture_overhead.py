@@ -1,7 +1,8 @@
 """What recording costs: a plain forward against one with output_router_logits and one under `record`.
 
 Then what a whole trace costs (corpus, batches, store; labels off) against bare forwards of the causal language model
-over the same batches. Everything is paired in one process, after warm-up and self-check; ratios are medians over rounds. Prints a line a claim and exits with 1 where one does not hold.
+over the same batches. Everything is paired in one process, after warm-up and self-check; ratios are medians over
+rounds. Prints a line a claim and exits with 1 where one does not hold.
 
     python benchmarks/capture_overhead.py [--rounds 15] [--threads 1] [--batch 16] [--length 512] [--copies 3]
 """

@@ -25,7 +25,7 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "balance": "tables",
     "export_csv": "export",
-    "find_routers": "routers",
+    "find_routers": "recording",
     "load": "models",
     "load_counts": "counts",
     "open_run": "store",
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from moe_probe.models import LanguageModel as LanguageModel
     from moe_probe.models import load as load
     from moe_probe.recording import Routing as Routing
+    from moe_probe.recording import find_routers as find_routers
     from moe_probe.recording import record as record
-    from moe_probe.routers import find_routers as find_routers
     from moe_probe.schema import LabelSet as LabelSet
     from moe_probe.schema import Router as Router
     from moe_probe.store import Run as Run

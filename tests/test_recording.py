@@ -11,8 +11,8 @@ import torch
 from hand_forward import Decided, hand_forward
 
 import moe_probe as mp
-from moe_probe import capture
-from moe_probe.routing import Routing
+from moe_probe.recording import capture
+from moe_probe.recording.routing import Routing
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 DTYPES = (torch.float32, torch.bfloat16)

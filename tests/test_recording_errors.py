@@ -11,8 +11,8 @@ from torch import nn
 from transformers import StaticCache
 
 import moe_probe as mp
-from moe_probe.capture import _repeats, check_decisions
-from moe_probe.routers import find_sites
+from moe_probe.recording.capture import _repeats, check_decisions
+from moe_probe.recording.routers import find_sites
 
 TOKENS = torch.randint(3, 512, (2, 6), generator=torch.Generator().manual_seed(0))
 

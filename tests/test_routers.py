@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import moe_probe as mp
-from moe_probe.routers import find_sites, find_stream
+from moe_probe.recording.routers import find_sites, find_stream
 
 # What find_routers must say of the tiny models: first block, layers, experts, slots, kind.
 EXPECTED = {

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import moe_probe as mp
-from moe_probe.scores import Scoring, explains, read_gate, score
+from moe_probe.recording.scores import Scoring, explains, read_gate, score
 
 SOFTMAX = Scoring("softmax", False, False, 1, 1, True)
 SIGMOID = Scoring("sigmoid", False, True, 1, 1, True)

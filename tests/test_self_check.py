@@ -10,7 +10,7 @@ import tiny_models
 import torch
 
 import moe_probe as mp
-from moe_probe import capture
+from moe_probe.recording import capture
 from moe_probe_kernels import Packed, pack
 
 TOKENS = torch.randint(3, 512, (3, 9), generator=torch.Generator().manual_seed(0))

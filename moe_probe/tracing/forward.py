@@ -19,7 +19,7 @@ from torch import nn
 from moe_probe.errors import MoeProbeError, RoutingError, UnsupportedModelError
 from moe_probe.models import LanguageModel
 from moe_probe.recording import Recording, record
-from moe_probe.routing import Routing
+from moe_probe.recording.routing import Routing
 from moe_probe.store.plan import Windowing
 from moe_probe.tracing.batches import Batch, PlacedWindow, assemble, halve
 

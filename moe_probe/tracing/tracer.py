@@ -20,7 +20,7 @@ from moe_probe.corpus import Input
 from moe_probe.errors import BadInputError, MoeProbeError
 from moe_probe.labels import Labeller, open_labeller
 from moe_probe.models import LanguageModel
-from moe_probe.routers import find_routers
+from moe_probe.recording.routers import find_routers
 from moe_probe.schema import Router, check_label_name, expert_bits
 from moe_probe.store.plan import Layout, Windowing, lay_out, plan_json, shard_rows_for
 from moe_probe.store.run import Run, open_run

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from moe_probe import replay
-from moe_probe.capture import Forward, Parcel, open_forward, read_rows
 from moe_probe.errors import BadInputError, RoutingError, UnsupportedModelError
-from moe_probe.routers import Site, check_gates, find_sites, find_stream
-from moe_probe.routing import Routing, join
+from moe_probe.recording import replay
+from moe_probe.recording.capture import Forward, Parcel, open_forward, read_rows
+from moe_probe.recording.routers import Site, check_gates, find_sites, find_stream
+from moe_probe.recording.routing import Routing, join
 
 __all__ = ["Recording", "Routing", "record"]
 

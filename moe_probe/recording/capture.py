@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from moe_probe.errors import RoutingError
-from moe_probe.routers import Site
-from moe_probe.routing import Decisions
-from moe_probe.scores import BIAS_NAME, explains, score
+from moe_probe.recording.routers import Site
+from moe_probe.recording.routing import Decisions
+from moe_probe.recording.scores import BIAS_NAME, explains, score
 from moe_probe_kernels import pack
 
 Bools = npt.NDArray[np.bool_]

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from moe_probe.errors import UnsupportedModelError
+from moe_probe.recording.scores import Scoring, read_gate
 from moe_probe.schema import Router
-from moe_probe.scores import Scoring, read_gate
 
 _REFUSED = {
     # Model types whose executed experts the rule would read wrongly or not at all.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from moe_probe.errors import RoutingError
-from moe_probe.routers import Site
+from moe_probe.recording.routers import Site
 
 MAX_ROWS = 16
 """Tokens a router that are replayed."""
