@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ class Tracer:
         child = self.start(run)
         line = self.answer(seconds)
         if not line:
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended just now
+                os.kill(child, signal.SIGKILL)
             line = self.answer()
         assert line in ("ended 0", "ended -9")
         return line == "ended -9"
