@@ -9,12 +9,15 @@ the whole model, time of a forward of 256 tokens (interleaved, the median of the
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
+import warnings
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 import moe_probe as mp
 from moe_probe.models.precision import PartPrecision, measure_precision
@@ -39,6 +42,10 @@ def total(parts: tuple[PartPrecision, ...]) -> int:
 
 
 def main() -> None:
+    # The rival says at every layer that it casts its inputs.
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     folder = sys.argv[1] if len(sys.argv) > 1 else "tiny-mixtral"
     print(f"{folder}, float32 on the CPU, {torch.get_num_threads()} threads; ours / transformers + bitsandbytes")
     for quantization, config in RIVALS.items():
