@@ -4,6 +4,7 @@
 |---|---|
 | `by_label` | assignments by expert and label, over occurrences |
 | `by_type` | labels and first choices of each token type |
+| `batches` | routers in batches that fit into memory |
 | `cache` | counts kept on disk, never used when stale |
 
 Nothing here knows what a count means.

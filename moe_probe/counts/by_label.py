@@ -21,6 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
+from moe_probe.counts.batches import in_batches
 from moe_probe.counts.cache import Counted, remembered
 from moe_probe.errors import BadInputError, RunError
 
@@ -244,7 +245,7 @@ def _count_shard(run: Run, shard: Shard, choice: _Choice, clusters: NDArray[np.i
     n_cells = len(kept.clusters) * len(kept.labels)
     counted: list[NDArray[np.uint32]] = []
     starts = {size: cells * size for size in {router.n_experts for router in run.routers}}
-    for batch in _batches(run.routers, len(cells)):
+    for batch in in_batches(run.routers, lambda router: _column_bytes(router, len(cells)), _BATCH_BYTES):
         columns = {router.index: _slot_columns(router, choice.slot) for router in batch}
         frame = shard.routing([column for names in columns.values() for column in names])
         for router in batch:
@@ -334,19 +335,8 @@ def _slot_columns(router: schema.Router, slot: str | int) -> list[str]:
     return [schema.expert_column(router.index, number) for number in slots]
 
 
-def _batches(routers: Sequence[schema.Router], n_rows: int) -> Iterator[list[schema.Router]]:
-    """Yield routers in batches whose columns fit into a fixed memory; at least one a batch."""
-    batch: list[schema.Router] = []
-    held = 0
-    for router in routers:
-        size = n_rows * router.n_slots * schema.expert_bits(router.n_experts) // 8
-        if batch and held + size > _BATCH_BYTES:
-            yield batch
-            batch, held = [], 0
-        batch.append(router)
-        held += size
-    if batch:
-        yield batch
+def _column_bytes(router: schema.Router, n_rows: int) -> int:
+    return n_rows * router.n_slots * schema.expert_bits(router.n_experts) // 8
 
 
 def _add_up_scores(shard: Shard, columns: Sequence[str], sinks: bool) -> Counted:

@@ -6,7 +6,7 @@ bounded: routers are counted in batches, shard by shard. It does not know what t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
+from moe_probe.counts.batches import in_batches
 from moe_probe.counts.by_label import find_label
 from moe_probe.measures.specialisation import count_pairs
 
@@ -74,7 +75,8 @@ def iter_expert_counts(run: Run, types: TypeCounts) -> Iterator[tuple[schema.Rou
         run: the run that `types` was counted from.
         types: decides which rows are counted.
     """
-    for batch in _batches(run.routers, len(types.token_ids)):
+    n_types = len(types.token_ids)
+    for batch in in_batches(run.routers, lambda router: n_types * router.n_experts * 8, _BATCH_BYTES):
         totals = [np.zeros((len(types.token_ids), router.n_experts), dtype=np.int64) for router in batch]
         for shard in run.iter_shards():
             kept = _kept_rows(shard, types.label_set)
@@ -94,17 +96,3 @@ def _kept_rows(shard: Shard, label_set: schema.LabelSet) -> pl.DataFrame:
     return frame.filter(
         starts_word & (pl.col("label") != schema.UNTAGGED) & (pl.col("window_position") >= schema.SINK_POSITIONS)
     ).select("row", "token_id", "token", "label")
-
-
-def _batches(routers: Sequence[schema.Router], n_types: int) -> Iterator[list[schema.Router]]:
-    batch: list[schema.Router] = []
-    held = 0
-    for router in routers:
-        size = n_types * router.n_experts * 8
-        if batch and held + size > _BATCH_BYTES:
-            yield batch
-            batch, held = [], 0
-        batch.append(router)
-        held += size
-    if batch:
-        yield batch
