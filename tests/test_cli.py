@@ -100,6 +100,7 @@ def test_no_progress_bar_is_drawn_into_a_pipe(tmp_path: Path) -> None:
         (["trace", "tiny-mixtral", "no-such-file.txt", "--out", "RUN"], "no-such-file.txt"),
         (["trace", "./no-such-model", "TEXT", "--out", "RUN"], "no-such-model"),
         (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--labels", "upos,upos"], "named twice"),
+        (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--labels", "shpae"], "'shpae'"),
         (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--labels", "Part Of Speech"], "'Part Of Speech'"),
         (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--context", "99999"], "99999"),
         (["trace", "tiny-mixtral", "TEXT", "--out", "RUN", "--dtype", "float7"], "float7"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from moe_probe.corpus import Document, Input, read_documents
 from moe_probe.errors import BadInputError
-from moe_probe.labels import Labeller
+from moe_probe.labels import TAXONOMIES, Labeller
 from moe_probe.tracing.encoding import EncodedDocument, Encoder
 from moe_probe.tracing.spool import Spool
 
@@ -28,6 +28,7 @@ class Corpus:
         character_counts: characters that these tokens own.
         tokens_by_domain: tokens of each domain; "" for documents without one.
         tokens_by_language: tokens of each language; "" for documents without one.
+        labels: names of the labels that documents bring along.
         digest: over names, texts, labels and token ids, in hexadecimal, once all is read.
     """
 
@@ -35,6 +36,7 @@ class Corpus:
     character_counts: array[int] = field(default_factory=lambda: array("q"))
     tokens_by_domain: Counter[str] = field(default_factory=Counter)
     tokens_by_language: Counter[str] = field(default_factory=Counter)
+    labels: set[str] = field(default_factory=set)
     n_tokens: int = 0
     digest: str = ""
 
@@ -44,6 +46,7 @@ class Corpus:
         self.character_counts.append(int(encoded.ends[-1]) if encoded.n_tokens else 0)
         self.tokens_by_domain[encoded.document.domain or ""] += encoded.n_tokens
         self.tokens_by_language[encoded.document.language or ""] += encoded.n_tokens
+        self.labels.update(encoded.document.labels or ())
         self.n_tokens += encoded.n_tokens
 
 
@@ -64,7 +67,8 @@ def read_corpus(
         max_tokens: how many tokens to take; the document in which they are reached is cut there.
 
     Raises:
-        BadInputError: if `max_tokens` is below 1, or a document cannot be read, encoded or labelled.
+        BadInputError: if `max_tokens` is below 1, a document cannot be read, encoded or labelled, or a label is neither
+            a taxonomy nor one that any document brings along.
     """
     if max_tokens is not None and max_tokens < 1:
         raise BadInputError(f"max_tokens {max_tokens}: take at least 1 token")
@@ -87,8 +91,18 @@ def read_corpus(
         if corpus.n_tokens == max_tokens:
             break
     spool.finish()
+    _check_labels([labeller.label_set.name for labeller in labellers], corpus)
     corpus.digest = digest.hexdigest()
     yield corpus
+
+
+def _check_labels(names: Sequence[str], corpus: Corpus) -> None:
+    for name in names:
+        if name not in TAXONOMIES and name not in corpus.labels:
+            raise BadInputError(
+                f"label {name!r}: no document brings it along, and it is none of {', '.join(TAXONOMIES)};"
+                " check its name"
+            )
 
 
 def stream_documents(inputs: Input | Iterable[Input], language: str | None) -> Iterator[Document]:
