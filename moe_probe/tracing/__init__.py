@@ -12,8 +12,7 @@
 This is the only package that knows both the model's half of the library and the store's.
 """
 
-from moe_probe.relabelling import relabel
 from moe_probe.tracing.tracer import trace
 from moe_probe.watching import Progress
 
-__all__ = ["Progress", "relabel", "trace"]
+__all__ = ["Progress", "trace"]
