@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,13 +18,11 @@ import pyarrow.parquet as pq
 from moe_probe import schema
 from moe_probe.errors import BadInputError
 from moe_probe.store.files import new_file, writing
-from moe_probe.tables import balance, columns_table, label_table, load_table
+from moe_probe.tables import columns_table, tables_of
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
 
-_FILE_OF_LABEL = {"upos": "syntax"}
-_TAKEN = ("load", "balance", "columns", "tokens", "syntax", "run")
 _FORMULA_STARTS = tuple("=+-@＝＋－＠")
 _LINE_BREAKS = {0x7F: "\\u007f", 0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _SLICE_ROWS = 65_536
@@ -62,11 +59,10 @@ def export_csv(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    kinds: dict[str, str] = {}
-    for name, kind, make in _tables(run):
-        paths.append(_write(make(), folder / f"{name}.{format}"))
-        kinds[name] = kind
-    dictionary = columns_table(kinds)
+    tables = tables_of(run)
+    for table in tables:
+        paths.append(_write(table.make(), folder / f"{table.file}.{format}"))
+    dictionary = columns_table({table.file: table.columns for table in tables})
     if tokens:
         paths.append(_write_tokens(run, folder / f"tokens.{format}"))
         dictionary = pl.concat([dictionary, _token_dictionary(run)])
@@ -75,26 +71,6 @@ def export_csv(
     with new_file(paths[-1]) as temporary:
         temporary.write_bytes((Path(run.path) / schema.MANIFEST_FILE).read_bytes())
     return paths
-
-
-def label_file(label: str) -> str:
-    """Return the name, without suffix, of the file that a label set's table is written to.
-
-    Example:
-        >>> label_file("upos"), label_file("domain"), label_file("load")
-        ('syntax', 'domain', 'label_load')
-    """
-    if label in _FILE_OF_LABEL:
-        return _FILE_OF_LABEL[label]
-    return f"label_{label}" if label in _TAKEN or label.startswith("label_") else label
-
-
-def _tables(run: Run) -> Iterator[tuple[str, str, Callable[[], pl.DataFrame]]]:
-    """Yield each table's file, what kind of table it is, and how to make it."""
-    yield "load", "load", partial(load_table, run)
-    yield "balance", "balance", partial(balance, run)
-    for label_set in run.labels:
-        yield label_file(label_set.name), "label", partial(label_table, run, label_set.name)
 
 
 def _write(frame: pl.DataFrame, path: Path) -> Path:

@@ -11,7 +11,17 @@ from hand_made_runs import write_run
 from moe_probe.charts import depth_lines, escape, label_heatmap, load_heatmap, load_histogram
 from moe_probe.errors import BadInputError
 from moe_probe.palette import CONTEXT, EXPERT_COLOURS
-from moe_probe.tables import balance, label_table, load_table, specialisation, table_schema
+from moe_probe.tables import (
+    BALANCE_COLUMNS,
+    LABEL_COLUMNS,
+    LOAD_COLUMNS,
+    SPECIALISATION_COLUMNS,
+    balance,
+    label_table,
+    load_table,
+    schema_of,
+    specialisation,
+)
 
 HOSTILE = "<b>bold</b> <a href='x'>$y$</a>\nline"
 
@@ -224,7 +234,13 @@ def test_backgrounds_are_transparent_and_the_layout_leaves_colours_to_the_templa
 
 @pytest.mark.filterwarnings("error")
 def test_empty_tables_say_that_there_is_not_enough_data():
-    empty = {name: pl.DataFrame(schema=table_schema(name)) for name in ("load", "balance", "label", "specialisation")}
+    tables = {
+        "load": LOAD_COLUMNS,
+        "balance": BALANCE_COLUMNS,
+        "label": LABEL_COLUMNS,
+        "specialisation": SPECIALISATION_COLUMNS,
+    }
+    empty = {name: pl.DataFrame(schema=schema_of(columns)) for name, columns in tables.items()}
     figures = [
         load_heatmap(empty["load"]),
         load_histogram(empty["load"], 0),

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_probe.errors import BadInputError, MoeProbeError
-from moe_probe.export import export_csv, label_file
+from moe_probe.export import export_csv
 from moe_probe.store import open_run
+from moe_probe.tables import label_file
 
 HOSTILE = [
     "=1+1",

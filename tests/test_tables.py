@@ -8,7 +8,18 @@ import pytest
 from hand_made_runs import write_run
 
 from moe_probe.errors import BadInputError
-from moe_probe.tables import balance, columns_table, label_table, load_table, specialisation, table_schema
+from moe_probe.tables import (
+    BALANCE_COLUMNS,
+    LABEL_COLUMNS,
+    LOAD_COLUMNS,
+    SPECIALISATION_COLUMNS,
+    balance,
+    columns_table,
+    label_table,
+    load_table,
+    schema_of,
+    specialisation,
+)
 
 EXPERTS = np.array([[0, 1], [1, 2], [3, 0], [0, 2]])
 TAGS = ["NOUN", "VERB", "NOUN", "VERB"]
@@ -42,7 +53,7 @@ def test_shares_sum_to_one_for_every_router_and_slot(tmp_path):
 def test_balance_by_hand(tmp_path):
     run = write_run(tmp_path / "run", [EXPERTS, np.full((4, 1), 2)], scores={0: ([1, 2, 3, 2], [0.5] * 4)})
     frame = balance(run)
-    assert frame.columns == list(table_schema("balance"))
+    assert frame.columns == list(schema_of(BALANCE_COLUMNS))
     first, second = frame.to_dicts()
     assert first["max_violation"] == pytest.approx(3 / 2 - 1)
     assert first["load_entropy_bits"] == pytest.approx(-sum(p * math.log2(p) for p in (3 / 8, 1 / 4, 1 / 4, 1 / 8)))
@@ -61,7 +72,7 @@ def test_dropped_slots_are_counted_as_dropped(tmp_path):
 def test_a_label_table_by_hand(tmp_path):
     run = write_run(tmp_path / "run", [EXPERTS], labels={"upos": TAGS})
     frame = label_table(run, "upos")
-    assert frame.columns == list(table_schema("label"))
+    assert frame.columns == list(schema_of(LABEL_COLUMNS))
     assert frame.height == 2 * 4 * 2
     row = frame.row(
         by_predicate=(pl.col("slot") == "any") & (pl.col("expert") == 0) & (pl.col("label") == "NOUN"), named=True
@@ -115,7 +126,7 @@ def test_specialisation_of_a_hash_and_of_a_planted_router(tmp_path):
         shard_rows=3000,
     )
     frame = specialisation(run, "upos")
-    assert frame.columns == list(table_schema("specialisation"))
+    assert frame.columns == list(schema_of(SPECIALISATION_COLUMNS))
     by_hash, by_plan = frame.to_dicts()
     assert by_hash["type_ci_low"] < 0 < by_hash["type_ci_high"]
     assert by_hash["held_out_ci_low"] < 0
@@ -162,7 +173,8 @@ def test_degenerate_runs_give_null_or_no_rows(tmp_path, case, n_experts):
     if case == "empty run":
         assert [frame.height for frame in frames] == [0, 0, 0, 0]
         assert [frame.columns for frame in frames] == [
-            list(table_schema(name)) for name in ("load", "balance", "label", "specialisation")
+            list(schema_of(columns))
+            for columns in (LOAD_COLUMNS, BALANCE_COLUMNS, LABEL_COLUMNS, SPECIALISATION_COLUMNS)
         ]
     elif case == "all dropped":
         assert load["share"].null_count() == load.height
@@ -193,10 +205,16 @@ def test_a_label_that_is_not_there_is_refused(tmp_path):
 
 
 def test_every_column_has_a_unit_and_a_meaning():
-    frame = columns_table()
+    tables = {
+        "load": LOAD_COLUMNS,
+        "balance": BALANCE_COLUMNS,
+        "syntax": LABEL_COLUMNS,
+        "specialisation": SPECIALISATION_COLUMNS,
+    }
+    frame = columns_table(tables)
     assert frame.columns == ["name", "table", "unit", "definition", "source"]
-    for name in ("load", "balance", "label", "specialisation"):
-        assert frame.filter(table=name)["name"].to_list() == list(table_schema(name))
+    for name, columns in tables.items():
+        assert frame.filter(table=name)["name"].to_list() == list(schema_of(columns))
     assert (frame["definition"].str.len_chars() > 10).all()
     assert (frame["unit"].str.len_chars() > 2).all()
     sourced = frame.filter(pl.col("source") != "")

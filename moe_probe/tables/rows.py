@@ -9,7 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
-from moe_probe.tables.dictionary import table_schema
+from moe_probe.counts import LabelCounts
+from moe_probe.tables.columns import Column, schema_of
 
 ANY_SLOT = "any"
 FIRST_CHOICE = "0"
@@ -28,9 +29,9 @@ def router_rows(
     return frame.with_columns(**{name: pl.lit(value) for name, value in constants.items()})
 
 
-def stack_rows(name: str, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def stack_rows(table: Sequence[Column], frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """The columns of a table in their order and types; null for what was not given."""
-    columns = table_schema(name)
+    columns = schema_of(table)
     rows = pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
     ordered = rows.select(
         (pl.col(column) if column in rows.columns else pl.lit(None)).cast(dtype).alias(column)
@@ -39,3 +40,8 @@ def stack_rows(name: str, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return (ordered if frames else pl.DataFrame(schema=columns)).with_columns(
         pl.col(column).fill_nan(None) for column, dtype in columns.items() if dtype == pl.Float64
     )
+
+
+def tagged(counts: LabelCounts) -> NDArray[np.bool_]:
+    """Return which labels are a value, (labels,): `untagged` is none."""
+    return np.array([label != schema.UNTAGGED for label in counts.labels], dtype=np.bool_)
