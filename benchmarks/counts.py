@@ -1,18 +1,26 @@
 """How fast a run is counted: experts by part of speech, all layers of the Mixtral shape (32 × 8 experts × 2 slots).
 
-Claim: the first count takes at most 1.5 × a plain numpy read-and-bincount of the same Parquet columns, and the next,
-from the cache, at most 1/100 of it. Beside them: DuckDB, one GROUP BY a layer. All of them count the same tokens and
-must agree on every cell; times are wall-clock medians in one process.
+Claims:
 
-    python benchmarks/counts.py [--tokens 5000000] [--repeats 3]
+- the first count takes at most 1.5 × a plain numpy read-and-bincount of the same Parquet columns;
+- the next, from the cache, takes at most 1/100 of it;
+- time grows no faster than the tokens, from a tenth of them to all;
+- memory stays flat: it grows by less than a quarter of what the columns read grow by.
+
+Beside them: DuckDB, one GROUP BY a layer, and pandas, one groupby a column. All of them count the same tokens and must
+agree on every cell. Times are wall-clock medians in one process, numpy and moe_probe in turns, so that a busy machine
+slows both; the ratio is the median of the turns' ratios. Growth and memory are of a fresh process for each size.
+
+    python benchmarks/counts.py [--tokens 5000000] [--repeats 5]
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -49,6 +58,8 @@ def make_run(path: Path, n_tokens: int) -> Run:
         documents = {
             "document": np.arange(n_documents),
             "name": [f"text {number}" for number in range(n_documents)],
+            "domain": pa.nulls(n_documents, pa.string()),
+            "language": pa.nulls(n_documents, pa.string()),
             "first_shard": first // size,
             "first_row": first % size,
             "tokens": np.minimum(WINDOW, n_tokens - first),
@@ -133,6 +144,25 @@ def count_with_duckdb(run: Run) -> list[NDArray[np.int64]]:
     return totals
 
 
+def count_with_pandas(run: Run) -> list[NDArray[np.int64]]:
+    """One groupby a column, over a frame of the whole run."""
+    columns = ["window_position", "upos"]
+    tokens = pd.concat([pd.read_parquet(run.path / schema.tokens_file(shard), columns=columns) for shard in run.shards])
+    slots = [[schema.expert_column(router.index, slot) for slot in range(SLOTS)] for router in ROUTERS]
+    names = [name for of_router in slots for name in of_router]
+    experts = pd.concat([pd.read_parquet(run.path / schema.routing_file(shard), columns=names) for shard in run.shards])
+    frame = pd.concat([tokens.astype({"upos": "category"}), experts], axis=1)
+    frame = frame[(frame["window_position"] >= schema.SINK_POSITIONS) & (frame["upos"] != "continuation")]
+    totals = []
+    for of_router in slots:
+        total = np.zeros((EXPERTS, len(TAGS)), dtype=np.int64)
+        for name in of_router:
+            for (tag, expert), count in frame.groupby(["upos", name], observed=True).size().items():
+                total[expert, TAGS.index(tag)] += count
+        totals.append(total)
+    return totals
+
+
 def count_with_moe_probe(run: Run) -> list[NDArray[np.int64]]:
     """The public call; what TAGS has more than the run is a column of zeros."""
     counts = load_counts(run, "upos")
@@ -143,49 +173,101 @@ def count_with_moe_probe(run: Run) -> list[NDArray[np.int64]]:
     return totals
 
 
-def seconds(
-    repeats: int, before: Callable[[], None], count: Callable[[Run], list[NDArray[np.int64]]], run: Run
-) -> float:
-    """Return the median time of `count`, with `before` before each."""
+def seconds(count: Callable[[Run], object], run: Run) -> float:
+    """Return how long `count` takes."""
+    start = time.perf_counter()
+    count(run)
+    return time.perf_counter() - start
+
+
+def forget(run: Run) -> None:
+    """Delete what was counted."""
+    shutil.rmtree(run.path / schema.COUNTS_FOLDER, ignore_errors=True)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process ever held; unlike getrusage, not what its parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def count_afresh(path: Path, repeats: int) -> None:
+    """Count a run, print the median time and by how much the peak of memory grew meanwhile, in bytes."""
+    run = open_run(path)
+    run.documents()
+    before = peak_bytes()
     times = []
     for _ in range(repeats):
-        before()
-        start = time.perf_counter()
-        count(run)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        forget(run)
+        times.append(seconds(count_with_moe_probe, run))
+    print(json.dumps({"seconds": statistics.median(times), "bytes": peak_bytes() - before}))
+
+
+def in_a_process_of_its_own(run: Run, repeats: int) -> dict[str, float]:
+    """Return what `count_afresh` says."""
+    asked = [sys.executable, __file__, "--count", str(run.path), "--repeats", str(repeats)]
+    found: dict[str, float] = json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def compare(run: Run, repeats: int) -> dict[str, bool]:
+    """Time everyone on one run, print, and say which claims held."""
+    everyone = {
+        "numpy": count_with_numpy,
+        "DuckDB": count_with_duckdb,
+        "pandas": count_with_pandas,
+        "moe_probe": count_with_moe_probe,
+    }
+    counted = {name: count(run) for name, count in everyone.items()}
+    for name, totals in counted.items():
+        agree = all((one == other).all() for one, other in zip(counted["numpy"], totals, strict=True))
+        assert agree, f"{name} and numpy disagree"
+    plain, first, again = [], [], []
+    for _ in range(repeats):
+        forget(run)
+        plain.append(seconds(count_with_numpy, run))
+        first.append(seconds(count_with_moe_probe, run))
+        again.append(statistics.median(seconds(count_with_moe_probe, run) for _ in range(5)))
+    others = {name: [seconds(everyone[name], run)] for name in ("DuckDB", "pandas")}
+    rows = {"numpy": plain, "first": first, "cached": again} | others
+    ratios = {name: statistics.median(np.divide(times, plain[: len(times)])) for name, times in rows.items()}
+    for name, times in rows.items():
+        print(f"{name:8} {statistics.median(times) * 1000:10.1f} ms   {ratios[name]:8.4f} × numpy")
+    return {"first ≤ 1.5 × numpy": ratios["first"] <= 1.5, "cached ≤ numpy / 100": ratios["cached"] <= 0.01}
+
+
+def grow(small: Run, large: Run, repeats: int) -> dict[str, bool]:
+    """Count two runs, each in a process of its own, print, and say which claims held."""
+    found = {run.n_tokens: in_a_process_of_its_own(run, repeats) for run in (small, large)}
+    for n_tokens, of_run in found.items():
+        each = of_run["seconds"] / n_tokens * 1e9
+        peak = of_run["bytes"] / 1e6
+        print(f"{n_tokens:>9,} tokens: {of_run['seconds'] * 1000:8.1f} ms, {each:.0f} ns each, memory +{peak:.0f} MB")
+    (n_small, of_small), (n_large, of_large) = found.items()
+    columns = (n_large - n_small) * LAYERS * SLOTS
+    return {
+        "time grows no faster than tokens (+ 20 %)": of_large["seconds"] / of_small["seconds"]
+        <= 1.2 * n_large / n_small,
+        f"memory grows by ≤ a quarter of the columns' {columns / 1e6:.0f} MB": of_large["bytes"] - of_small["bytes"]
+        <= columns / 4,
+    }
 
 
 def main() -> None:
-    """Make a run, let everyone count it, compare, print."""
+    """Make two runs, let everyone count, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=5_000_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.count:
+        count_afresh(asked.count, asked.repeats)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder) / "run", asked.tokens)
-        cache = run.path / schema.COUNTS_FOLDER
-        print(f"{asked.tokens:,} tokens, {LAYERS} layers, {len(run.shards)} shards")
-
-        def forget() -> None:
-            shutil.rmtree(cache, ignore_errors=True)
-
-        def keep() -> None:
-            pass
-
-        everyone = [count(run) for count in (count_with_numpy, count_with_duckdb, count_with_moe_probe)]
-        for totals in everyone[1:]:
-            assert all((one == other).all() for one, other in zip(everyone[0], totals, strict=True)), "they disagree"
-        plain = seconds(asked.repeats, keep, count_with_numpy, run)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        first = seconds(asked.repeats, forget, count_with_moe_probe, run)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        again = seconds(max(asked.repeats, 11), keep, count_with_moe_probe, run)
-        sql = seconds(1, keep, count_with_duckdb, run)
-    for name, value in (("numpy", plain), ("first", first), ("cached", again), ("DuckDB", sql)):
-        print(f"{name:8} {value * 1000:10.1f} ms   {value / plain:8.4f} × numpy")
-    print(f"memory beyond numpy's peak while counting: {grown:.0f} MB")
-    claims = {"first ≤ 1.5 × numpy": first <= 1.5 * plain, "cached ≤ numpy / 100": again <= plain / 100}
+        small = make_run(Path(folder) / "small", asked.tokens // 10)
+        large = make_run(Path(folder) / "large", asked.tokens)
+        print(f"{asked.tokens:,} tokens, {LAYERS} layers, {len(large.shards)} shards")
+        claims = compare(large, asked.repeats) | grow(small, large, asked.repeats)
     for claim, held in claims.items():
         print(f"{claim}: {'held' if held else 'MISSED'}")
     sys.exit(not all(claims.values()))

@@ -154,6 +154,104 @@ def export(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+) -> None:
+    """Write what a run shows as one HTML file that needs no network."""
+    print(mp.write_report(mp.open_run(run), out))
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="The folder of a run, the reference.")],
+    run_b: Annotated[Path, typer.Argument(help="The folder of another run over the same text.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the tables and the page to.")],
+) -> None:
+    """Compare two runs over the same text: agreement by layer, margin and label, and what it costs."""
+    first, second = mp.open_run(run_a), mp.open_run(run_b)
+    for warning in mp.comparison_warnings(first, second):
+        print(f"moe-probe: warning: {warning}", file=sys.stderr)
+    for path in mp.compare_runs(first, second, out):
+        print(path)
+
+
+@app.command()
+def ablate(
+    model: Model,
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(help="Folder to write effect.csv to; what was measured is kept there too.")],
+    layer: Annotated[int | None, typer.Option(min=0, help="The layer; with --map all layers if not given.")] = None,
+    experts: Annotated[str | None, typer.Option(help="Experts to switch off together, for example 3 or 0,2.")] = None,
+    map_: Annotated[bool, typer.Option("--map", help="Switch off every expert by itself.")] = False,
+    label: Annotated[str, typer.Option(help="The label that tokens are told apart by.")] = "upos",
+    how: Annotated[
+        Literal["ablate", "reroute"], typer.Option(help="Set weights to zero, or let the next best expert step in.")
+    ] = "ablate",
+    quantization: Annotated[
+        Literal["4bit", "8bit"] | None, typer.Option(help="Hold the experts in 4 or 8 bits; the router never is.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device_map: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 … as in accelerate.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    language: Language = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens that the model sees at once.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch, padding included.")] = 2_048,
+    budget_seconds: Annotated[
+        float | None, typer.Option(min=0, help="With --map: begin no batch after so long.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random control and of the order of the batches.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with what was measured before.")] = False,
+) -> None:
+    """Switch experts off and measure, label by label, what that does to the surprisal of every token."""
+    chosen = _numbers(experts) if experts is not None else None
+    if map_ == (chosen is not None) or (chosen is not None and layer is None):
+        raise BadInputError("ablate: give --layer and --experts, or --map (with or without --layer)")
+    language_model = mp.load(model, quantization=quantization, dtype=dtype, device_map=device_map, revision=revision)
+    from moe_probe.export import export_effects
+    from moe_probe.progress import progress_bar
+
+    with progress_bar() as on_progress:
+        if chosen is None:
+            mp.effect_map(
+                language_model,
+                inputs,
+                out,
+                label=label,
+                layers=None if layer is None else [layer],
+                how=how,
+                language=language,
+                context=context,
+                max_tokens=max_tokens,
+                batch_tokens=batch_tokens,
+                budget_seconds=budget_seconds,
+                seed=seed,
+                resume=resume,
+                on_progress=on_progress,
+            )
+        else:
+            mp.effect(
+                language_model,
+                inputs,
+                cast(int, layer),
+                chosen,
+                label=label,
+                how=how,
+                language=language,
+                context=context,
+                max_tokens=max_tokens,
+                batch_tokens=batch_tokens,
+                seed=seed,
+                resume=resume,
+                out=out,
+                on_progress=on_progress,
+            )
+    for path in export_effects(mp.open_effects(out), out):
+        print(path)
+
+
+@app.command()
 def explore(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")] = Path("runs"),
     port: Annotated[
@@ -224,6 +322,13 @@ def _names(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise BadInputError(f"labels {text!r}: a label is named twice")
     return names
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise BadInputError(f"experts {text!r}: give their indices separated by commas, for example 3 or 0,2") from None
 
 
 def _say_done(run: Run) -> None:

@@ -1,8 +1,9 @@
 """Write the tables of a run to a folder, with a dictionary of their columns.
 
 In a CSV nothing from a text can act: tokens are JSON strings, so that they hold no newline and always begin with `"`,
-which no spreadsheet takes for a formula; so is a label or a name that a spreadsheet might take for one. It does not
-know how a number comes about (tables/).
+which no spreadsheet takes for a formula; so is a label or a name that a spreadsheet might take for one. A table of
+hundreds of thousands of tests is cut to those that stand (q_value below .05) in a CSV, and is whole in Parquet. It does
+not know how a number comes about (tables/).
 """
 
 from __future__ import annotations
@@ -21,26 +22,44 @@ from moe_probe.store.files import new_file, writing
 from moe_probe.tables import columns_table, tables_of
 
 if TYPE_CHECKING:
+    from moe_probe.effects import EffectFolder
     from moe_probe.store import Run
 
 _FORMULA_STARTS = tuple("=+-@＝＋－＠")
 _LINE_BREAKS = {0x7F: "\\u007f", 0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _SLICE_ROWS = 65_536
 
+MOST_CSV_ROWS = 100_000
+"""A table of tests with more rows than this is cut in a CSV to the rows whose `q_value` is below `LEVEL`."""
+
+LEVEL = 0.05
+
+OnTable = Callable[[str, int, int], None]
+"""Hears of each file before it is made: its name, how many are done, how many there will be."""
+
 
 def export_csv(
-    run: Run, out: str | Path, *, tokens: bool = False, format: Literal["csv", "parquet"] = "csv"
+    run: Run,
+    out: str | Path,
+    *,
+    tokens: bool = False,
+    format: Literal["csv", "parquet"] = "csv",
+    on_table: OnTable | None = None,
 ) -> list[Path]:
-    """Write all tables of a run to a folder: load, balance, one for each label set, and what their columns mean.
+    """Write all tables of a run to a folder, and what their columns mean.
 
     `upos` becomes syntax.csv, every other label set a file of its own name. run.json is copied beside them. The same
     run gives the same bytes. Files that are there are replaced, each only when the new one is whole.
+
+    A CSV holds a table of more than 100,000 rows with a `q_value` only where that is below .05, and columns.csv says
+    so at that column; Parquet holds every row.
 
     Args:
         run: an open run.
         out: a folder, made if it is not there.
         tokens: write the token-to-expert table too: a row a token, with labels and all routers' experts and weights.
         format: "csv", or "parquet", in which texts need no protection and have none.
+        on_table: called with each file's name before it is made, how many are done, and how many there will be.
 
     Returns:
         The files, in the order in which they were written.
@@ -51,29 +70,85 @@ def export_csv(
     """
     if format not in ("csv", "parquet"):
         raise BadInputError(f"format {format!r}: choose csv or parquet")
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise BadInputError(f"{folder}: tables are written to a folder, and this is a file; choose another name")
-    if folder.resolve() == Path(run.path).resolve():
-        raise BadInputError(f"{folder}: this is the run itself; choose another folder for its tables")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
+    folder = _new_folder(run, Path(out))
     tables = tables_of(run)
-    for table in tables:
-        paths.append(_write(table.make(), folder / f"{table.file}.{format}"))
-    dictionary = columns_table({table.file: table.columns for table in tables})
+    names = [*(table.file for table in tables), *(["tokens"] if tokens else [])]
+    say = on_table or (lambda name, done, total: None)
+    paths: list[Path] = []
+    cut: dict[str, int] = {}
+    for done, table in enumerate(tables):
+        say(table.file, done, len(names))
+        frame = table.make()
+        if format == "csv" and "q_value" in frame.columns and len(frame) > MOST_CSV_ROWS:
+            cut[table.file] = len(frame)
+            frame = frame.filter(pl.col("q_value") < LEVEL)
+        paths.append(write_table(frame, folder / f"{table.file}.{format}"))
+    dictionary = _with_cuts(columns_table({table.file: table.columns for table in tables}), cut)
     if tokens:
+        say("tokens", len(tables), len(names))
         paths.append(_write_tokens(run, folder / f"tokens.{format}"))
         dictionary = pl.concat([dictionary, _token_dictionary(run)])
-    paths.append(_write(dictionary, folder / f"columns.{format}"))
+    say("columns", len(names), len(names))
+    paths.append(write_table(dictionary, folder / f"columns.{format}"))
     paths.append(folder / schema.MANIFEST_FILE)
     with new_file(paths[-1]) as temporary:
         temporary.write_bytes((Path(run.path) / schema.MANIFEST_FILE).read_bytes())
     return paths
 
 
-def _write(frame: pl.DataFrame, path: Path) -> Path:
+def export_effects(folder: EffectFolder, out: str | Path) -> list[Path]:
+    """Write what switching experts off did: effect.csv, by the token routed and by the one predicted, and columns.csv.
+
+    Args:
+        folder: from `effect_map` or `open_effects`.
+        out: a folder, made if it is not there.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunError: nothing is measured yet.
+    """
+    # Imported here, for it brings torch, which exporting a run does not need.
+    from moe_probe.effects import EFFECT_COLUMNS, effect_table
+
+    tables = [effect_table(folder, carried_by=carrier) for carrier in folder.manifest["carriers"]]
+    path = Path(out)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return [
+        write_table(pl.concat(tables), path / "effect.csv"),
+        write_table(columns_table({"effect": EFFECT_COLUMNS}), path / "columns.csv"),
+    ]
+
+
+def _new_folder(run: Run, folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise BadInputError(f"{folder}: tables are written to a folder, and this is a file; choose another name")
+    if folder.resolve() == Path(run.path).resolve():
+        raise BadInputError(f"{folder}: this is the run itself; choose another folder for its tables")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _with_cuts(dictionary: pl.DataFrame, cut: dict[str, int]) -> pl.DataFrame:
+    """Say at the `q_value` of each table that was cut which of how many rows are there."""
+    notes = {
+        file: f" Of {rows:,} rows this file holds those below {LEVEL:g}; Parquet holds all."
+        for file, rows in cut.items()
+    }
+    note = pl.col("table").replace_strict(notes, default="", return_dtype=pl.String)
+    definition = pl.when(pl.col("name") == "q_value").then(pl.col("definition") + note).otherwise("definition")
+    return dictionary.with_columns(definition=definition) if notes else dictionary
+
+
+def write_table(frame: pl.DataFrame, path: Path) -> Path:
+    """Write one table as what its path's suffix says, `.csv` or `.parquet`, and return the path.
+
+    Raises:
+        MoeProbeError: it cannot be written.
+    """
     with new_file(path) as temporary:
         if path.suffix == ".parquet":
             frame.write_parquet(temporary)

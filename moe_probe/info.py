@@ -1,20 +1,24 @@
 """What is in a run, printed for a person: corpus, model, precision, self-check, load of every layer.
 
-It knows the manifest and the balance table, and no file.
+It knows the manifest and the tables of load and balance, and no file.
 """
 
 from __future__ import annotations
 
+import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moe_probe.measures.verdicts import DEAD
 from moe_probe.store import Run
-from moe_probe.tables import balance
+from moe_probe.tables import balance, load_table
+
+_NAMED_EXPERTS = 6
 
 
 def describe(run: Run, console: Console | None = None) -> None:
-    """Print a run's provenance and the balance of every router.
+    """Print a run's provenance, the balance of every router, and its experts that no token was sent to.
 
     Args:
         run: the run to describe.
@@ -65,21 +69,44 @@ def _load(run: Run) -> Table:
     table = Table(
         title="Load by layer (all slots; the first tokens of each window left out)", title_justify="left", box=None
     )
-    for column in ("layer", "router", "effective experts", "largest load over the mean", "unseen experts", "dropped"):
+    columns = (
+        "layer",
+        "router",
+        "effective experts",
+        "busiest over mean",
+        "dead",
+        "unseen",
+        "dropped",
+    )
+    for column in columns:
         table.add_column(column, justify="right")
     rows = balance(run).to_dicts()
     if not rows:
-        table.add_row("no tokens to count", *[""] * 5)
+        table.add_row("no tokens to count", *[""] * (len(columns) - 1))
+    dead = _dead_experts(run)
     for row in rows:
         table.add_row(
             str(row["layer"]),
             str(row["router"]),
             _number(row["effective_experts"], "{:.2f}"),
             _number(row["max_violation"], "{:+.0%}"),
+            dead.get(row["router"], "0"),
             _number(row["unseen"], "{:,}"),
             _number(row["dropped"], "{:,}"),
         )
     return table
+
+
+def _dead_experts(run: Run) -> dict[int, str]:
+    """How many experts are dead, and which, for each router that has any: `2: 3, 17`."""
+    dead = (
+        load_table(run).filter(slot="any", verdict=DEAD).group_by("router", maintain_order=True).agg(pl.col("expert"))
+    )
+    texts = {}
+    for router, experts in dead.iter_rows():
+        named = ", ".join(str(expert) for expert in experts[:_NAMED_EXPERTS])
+        texts[router] = f"{len(experts):,}: {named}{' …' if len(experts) > _NAMED_EXPERTS else ''}"
+    return texts
 
 
 def _number(value: float | None, form: str) -> str:

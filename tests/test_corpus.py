@@ -320,6 +320,30 @@ def test_a_treebank_without_newdoc_is_one_document_named_after_the_file(tmp_path
     assert _names_and_texts(_write(tmp_path / "b.conllu", rows.replace("\n", "\r\n"))) == [("b.conllu", "ab c")]
 
 
+def test_a_treebank_gives_its_own_tags_beside_the_universal_ones(tmp_path: Path) -> None:
+    rows = [
+        "# text = I don't du 1",
+        "1\tI\ti\tPRON\tPRP\t_\t_\t_\t_\t_",
+        "2-3\tdon't\t_\t_\t_\t_\t_\t_\t_\t_",
+        "2\tdo\tdo\tAUX\tVBP\t_\t_\t_\t_\t_",
+        "3\tn't\tnot\tPART\tRB\t_\t_\t_\t_\t_",
+        "4-5\tdu\t_\t_\t_\t_\t_\t_\t_\t_",
+        "4\tde\tde\tADP\tIN\t_\t_\t_\t_\t_",
+        "5\tle\tle\tDET\tDT\t_\t_\t_\t_\t_",
+        "6\t1\t1\tNUM\t_\t_\t_\t_\t_\t_",
+    ]
+    (document,) = read_documents(_write(tmp_path / "a.conllu", "\n".join(rows) + "\n\n"))
+    assert _spans(document, "xpos") == [("I", "PRP"), ("do", "VBP"), ("n't", "RB"), ("du", "IN")]
+    assert [value for _, value in _spans(document, "upos")] == ["PRON", "AUX", "PART", "ADP", "NUM"]
+
+
+def test_a_treebank_without_tags_of_its_own_brings_no_such_label(tmp_path: Path) -> None:
+    first, second = read_documents(_write(tmp_path / "a.conllu", _TREEBANK))
+    assert set(first.labels or ()) == set(second.labels or ()) == {"upos"}
+    empty = _TREEBANK.replace("\tPRON\t_\t", "\tPRON\t\t", 1)  # the format wants an underscore there
+    assert next(read_documents(_write(tmp_path / "b.conllu", empty))).labels == first.labels
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from moe_probe import schema
 from moe_probe.counts import N_CLUSTERS, document_clusters, load_counts, load_scores
 from moe_probe.errors import BadInputError, RunError
+from moe_probe.relabelling import relabel
 from moe_probe.store import open_run
 
 EXPERTS = np.array([[0, 1], [1, 2], [3, 0], [0, 2], [2, 1]])
@@ -101,7 +102,7 @@ def test_clusters_are_of_documents_by_name_and_add_up(tmp_path):
     assert document_clusters(reordered).tolist() == [clusters[7], clusters[3]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 20), st.sampled_from([1, 3, 300]))
 def test_counts_equal_a_loop_over_rows_however_the_run_is_cut(tmp_path_factory, seed, n_tokens, shard_rows, n_experts):
     rng = np.random.default_rng(seed)
@@ -148,7 +149,7 @@ def test_a_cached_count_is_read_again_without_the_shards(tmp_path, monkeypatch):
     before = load_counts(run, "upos")
     assert [path.name for path in cached(run)] == [
         "all-upos-any-word_initial.npz",
-        *(f"part-{number:06d}-upos-any-word_initial.npz" for number in range(3)),
+        *(f"part-{number:06d}-upos-any-word_initial-blocks.npz" for number in range(3)),
     ]
     monkeypatch.setattr("moe_probe.store.Run.iter_shards", lambda run: pytest.fail("a shard was read again"))
     after = load_counts(open_run(run.path), "upos")
@@ -165,12 +166,50 @@ def test_a_changed_shard_is_counted_again_and_the_others_are_not(tmp_path, monke
     real = __import__("moe_probe.counts.by_label", fromlist=["_count_shard"])._count_shard
     monkeypatch.setattr(
         "moe_probe.counts.by_label._count_shard",
-        lambda run, shard, choice, clusters: counted.append(shard.number) or real(run, shard, choice, clusters),
+        lambda shard, choice, clusters: counted.append(shard.number) or real(shard, choice, clusters),
     )
     counts = load_counts(open_run(run.path), "upos")
     assert counted == [1]
     assert counts.labels == ("ADJ", "NOUN", "VERB")
     assert counts[0].sum(axis=0).tolist() == [4, 4, 2]
+
+
+def test_a_resumed_run_is_counted_with_its_new_shard(tmp_path, monkeypatch):
+    asked = {"labels": {"upos": ["NOUN", "VERB", "NOUN", "ADJ", "VERB", "X"]}, "documents": range(6), "shard_rows": 2}
+    experts = np.array([[0], [1], [2], [3], [0], [1]])
+    run = write_run(tmp_path / "run", [experts], missing_shards=[1], **asked)
+    before = load_counts(run, "upos")
+    assert (before.n, before.labels, before.cluster_unit) == (4, ("NOUN", "VERB", "X"), "block")
+    assert load_counts(run, "upos", documents=[0, 4]).n == 2
+    write_run(run.path, [experts], **asked)
+    resumed = open_run(run.path)
+    after = load_counts(resumed, "upos")
+    assert (after.n, after.labels, after.cluster_unit) == (6, ("ADJ", "NOUN", "VERB", "X"), "document")
+    assert after[0].tolist() == [[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0], [1, 0, 0, 0]]
+    assert load_counts(resumed, "upos", documents=[0, 2]).n == 2
+
+
+def test_a_relabelled_run_is_counted_by_its_new_labels(tmp_path):
+    run = write_run(
+        tmp_path / "run", [EXPERTS], labels={"shape": ["x"] * 5}, word_level=[], token=["a", " ", "3", " ", "!"]
+    )
+    assert load_counts(run, "shape").labels == ("x",)
+    assert load_counts(run, "shape", positions=(2, None)).labels == ("x",)
+    relabel(run.path, ["shape"])
+    after = open_run(run.path)
+    first, _, number, _, mark = after.tokens()["shape"]
+    assert len({first, number, mark, "x"}) == 4
+    assert load_counts(after, "shape").labels == tuple(sorted([first, number, mark]))
+    assert load_counts(after, "shape", positions=(2, None)).labels == tuple(sorted([number, mark]))
+
+
+def test_labels_that_are_said_to_cut_words_otherwise_are_counted_again(tmp_path):
+    initial = [True, False, False, True, True]
+    run = write_run(tmp_path / "run", [EXPERTS], labels={"upos": TAGS}, word_level=[], word_initial=initial)
+    assert load_counts(run, "upos", tokens="word_initial").n == 3
+    manifest = run.path / schema.MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace('"word_level": false', '"word_level": true'))
+    assert load_counts(open_run(run.path), "upos", tokens="word_initial").n == 4
 
 
 def test_a_file_of_the_same_size_with_another_time_is_counted_again(tmp_path):

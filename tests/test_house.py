@@ -24,11 +24,14 @@ FLOORS = (
     {"tracing"},
     {"counts"},
     {"tables"},
+    {"intervening"},
+    {"effects"},
     {"charts", "export", "info"},
-    {"tokenview"},
+    {"report", "tokenview"},
+    {"comparing"},
     {"cli"},
 )
-TORCH_ALLOWED = {"models", "recording", "tracing"}
+TORCH_ALLOWED = {"effects", "intervening", "models", "recording", "tracing"}
 TORCH = {"torch", "transformers", "accelerate", "bitsandbytes", "moe_probe_kernels"}
 
 

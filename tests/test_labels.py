@@ -1,9 +1,11 @@
-"""The taxonomies that need no model: shape, code, and what documents say of themselves."""
+"""The taxonomies that need no model: shape, code, and what documents say of themselves; and what labels are called."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from pygments.lexers import get_lexer_by_name
 
 from moe_probe.corpus import CODE_LANGUAGES, Document
 from moe_probe.errors import BadInputError
-from moe_probe.labels import TAXONOMIES, code, open_labeller, shape
+from moe_probe.labels import TAXONOMIES, code, open_labeller, shape, stmoe, tagging
 from moe_probe.labels.align import Pieces
+from moe_probe.labels.plain import is_kind, plain_names
 from moe_probe.labels.words import find_words
 from moe_probe.schema import LabelSet
 
@@ -266,13 +269,71 @@ def test_what_a_document_brings_along_wins_over_the_taxonomy() -> None:
     assert _label("code", document, pieces) == ["x"] * 4
 
 
+# Plain names
+
+
+@pytest.mark.parametrize(
+    ("label_set", "values"),
+    [
+        ("shape", [value for value in shape.VALUES if value != "special"]),
+        ("code", [value for value in code.VALUES if value not in ("other", "untagged", "special")]),
+        ("stmoe", stmoe.KINDS),
+        ("upos", re.findall(r"\w+", "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X")),
+    ],
+)
+def test_every_value_of_a_taxonomy_has_a_name_of_its_own(label_set: str, values: Sequence[str]) -> None:
+    names = plain_names(label_set, values)
+    assert list(names) == list(values)
+    assert len(set(names.values())) == len(values)
+    assert not any("with the" in name or "_" in name for name in names.values())
+
+
+def test_every_tag_of_the_english_tagger_has_a_name_of_its_own() -> None:
+    pipeline = tagging.find_tagger().open(Document("a", "x"), "xpos")
+    tags = [tag for tag in pipeline.get_pipe("tagger").labels if tag != tagging.SPACE_TAG]  # type: ignore[attr-defined]
+    assert len(tags) > 45
+    names = plain_names("xpos", tags)
+    assert len(set(names.values())) == len(tags)
+    assert not any("with the" in name for name in names.values())
+    assert names["VBD"] == "verbs in the past tense"
+    assert names["NNS"] == "plural nouns"
+
+
+def test_tags_that_are_not_penns_are_not_called_as_if_they_were() -> None:
+    assert plain_names("xpos", ["NN", "ART", "special"]) == {
+        "NN": "words with the xpos NN",
+        "ART": "words with the xpos ART",
+        "special": "special tokens",
+    }
+    assert plain_names("xpos", ["NN", "special"])["NN"] == "singular nouns"
+
+
+def test_names_of_documents_say_that_they_are_of_text() -> None:
+    assert plain_names("domain", ["NOUN", "a \n b", "special"]) == {
+        "NOUN": "text of the domain NOUN",
+        "a \n b": "text of the domain a b",
+        "special": "special tokens",
+    }
+    assert plain_names("language", ["fr", "python"]) == {"fr": "text in the language fr", "python": "code in python"}
+    assert plain_names("phase", ["generated"]) == {"generated": "generated text"}
+    assert plain_names("upos", ["pair"]) == {"pair": "words with the upos pair"}
+    assert plain_names("mood", []) == {}
+
+
+def test_the_rest_of_a_taxonomy_is_no_kind_and_a_value_of_the_users_own_is_one() -> None:
+    assert not any(is_kind(name, "other") for name in ("stmoe", "code"))
+    assert not is_kind("upos", "untagged")
+    assert all(is_kind(name, "other") for name in ("domain", "mood"))
+    assert all(is_kind("stmoe", kind) for kind in stmoe.KINDS)
+
+
 # Labellers
 
 
 def test_each_taxonomy_says_what_made_it_and_whether_it_cuts_words() -> None:
     sets = {name: open_labeller(name).label_set for name in (*TAXONOMIES, "mood")}
     assert all(label_set.name == name for name, label_set in sets.items())
-    assert {name for name, label_set in sets.items() if label_set.word_level} == {"upos", "shape"}
+    assert {name for name, label_set in sets.items() if label_set.word_level} == {"upos", "xpos", "stmoe", "shape"}
     assert sets["mood"] == LabelSet("mood", "the documents", word_level=False)
     assert sets["code"].source.startswith("Pygments 2")
 
@@ -303,7 +364,7 @@ def test_documents_and_pieces_must_be_as_many() -> None:
 def test_corpus_and_labels_load_neither_torch_nor_spacy_nor_a_table_library(tmp_path: Path) -> None:
     program = (
         "import sys; from moe_probe.corpus import Document, read_documents; from moe_probe.labels import open_labeller;"
-        "[open_labeller(name) for name in ('upos', 'shape', 'code', 'domain')];"
+        "[open_labeller(name) for name in ('upos', 'xpos', 'stmoe', 'shape', 'code', 'domain')];"
         "list(read_documents(Document('a', 'x')));"
         "print({'torch', 'transformers', 'spacy', 'polars', 'pyarrow', 'duckdb'} & set(sys.modules))"
     )

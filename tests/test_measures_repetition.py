@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from moe_probe.measures.random_pairs import random_pair_chance, token_chance
 from moe_probe.measures.repetition import load_chance, repetition, uniform_chance
 
 
@@ -126,3 +127,159 @@ def test_intervals_take_a_document_as_one_draw():
     found = repetition(experts, documents, positions, positions, 2)
     assert found.first.value == 0.5
     assert found.first.high - found.first.low > 0.6
+
+
+def test_shares_near_one_have_an_interval_that_stays_below_it():
+    documents, positions = places(12, 50)
+    experts = np.zeros((600, 1), dtype=np.int32)
+    experts[::97] = 1
+    found = repetition(experts, documents, positions, positions, 2)
+    assert 0.9 < found.first.low < found.first.value < found.first.high <= 1
+    always = repetition(experts * 0, documents, positions, positions, 2)
+    assert always.first.value == always.first.high == 1
+    assert always.first.low < 1  # 588 of 588 pairs do not prove that every pair repeats
+
+
+def test_the_load_chance_is_exact_within_each_domain():
+    # Domain 0 has choices 0 0 0 1, domain 1 has 1 1 1 1; three pairs each.
+    experts = np.array([0, 0, 0, 1, 1, 1, 1, 1])[:, None]
+    documents, positions = places(2, 4)
+    pooled = repetition(experts, documents, positions, positions, 2)
+    assert pooled.load_first == pytest.approx((3 * 2 + 5 * 4) / (8 * 7))
+    apart = repetition(experts, documents, positions, positions, 2, domains=np.array([7] * 4 + [3] * 4))
+    assert apart.load_first == pytest.approx((6 / 12 + 12 / 12) / 2)
+    assert apart.document_first == pooled.document_first == apart.load_first
+
+
+def test_the_document_chance_counts_pairs_of_tokens_within_each_document():
+    rng = np.random.default_rng(3)
+    documents = np.repeat([0, 1, 2], [9, 14, 5])
+    positions = np.concatenate([np.arange(9), np.arange(14), np.arange(5)])
+    experts = np.array([rng.permutation(6)[:2] for _ in documents])
+    found = repetition(experts, documents, positions, positions, 6)
+    first, either = 0.0, 0.0
+    for document, length in enumerate((9, 14, 5)):
+        rows = experts[documents == document].tolist()
+        pairs = list(itertools.permutations(rows, 2))
+        first += (length - 1) / 25 * np.mean([a[0] == b[0] for a, b in pairs])
+        either += (length - 1) / 25 * np.mean([bool({*a} & {*b}) for a, b in pairs])
+    assert found.document_first == pytest.approx(first)
+    assert found.document_either == pytest.approx(either)
+
+
+def test_documents_that_differ_exceed_the_load_but_not_the_document():
+    rng = np.random.default_rng(4)
+    documents, positions = places(60, 100)
+    of_document = rng.dirichlet(np.full(8, 0.5), 60)
+    experts = (rng.random((6000, 1)) > of_document[documents].cumsum(axis=1)).sum(axis=1).clip(0, 7)[:, None]
+    found = repetition(experts, documents, positions, positions, 8)
+    assert found.first.low > found.load_first + 0.05
+    assert found.first.value == pytest.approx(found.document_first, abs=0.02)
+
+
+@pytest.mark.parametrize("n_types", [1, 4, 9])
+def test_the_token_chance_is_that_of_all_other_occurrences(n_types):
+    rng = np.random.default_rng(n_types)
+    types = rng.integers(0, n_types, 45)
+    experts = np.array([rng.permutation(5)[:2] for _ in types]).T
+    before = np.arange(44)
+    found = token_chance(experts, types, before, 5)
+    often = np.isin(types, np.flatnonzero(np.bincount(types) >= 5))
+    assert found.eligible.tolist() == (often[:-1] & often[1:]).tolist()
+    firsts, eithers = [], []
+    for one in before[found.eligible]:
+        twins = types[one] == types[one + 1]
+        hidden = ({one, one + 1}, {one, one + 1}) if twins else ({one}, {one + 1})
+        lefts, rights = (
+            [other for other in np.flatnonzero(types == types[place]) if other not in gone]
+            for place, gone in zip((one, one + 1), hidden, strict=True)
+        )
+        pairs = [(a, b) for a in lefts for b in rights if a != b]
+        firsts.append(np.mean([experts[0, a] == experts[0, b] for a, b in pairs]))
+        eithers.append(np.mean([bool({*experts[:, a]} & {*experts[:, b]}) for a, b in pairs]))
+    assert found.first == pytest.approx(np.array(firsts), abs=1e-12)
+    assert found.either == pytest.approx(np.mean(eithers), abs=0.006)
+    assert token_chance(experts, types, before, 5, seed=1).either != found.either
+    assert token_chance(experts, types, before, 5).either == found.either
+
+
+@pytest.mark.parametrize("types", [[3] * 7, [3, 5] * 5, [3] * 5 + [5] * 6])
+def test_neither_token_of_a_pair_takes_its_own_place_nor_the_others(types):
+    # Only the first two tokens share an expert, so that one which stood in for itself would show.
+    rows = np.arange(len(types))
+    experts = np.maximum(rows, 1)[None] - 1
+    kinds = np.array(types)
+    found = token_chance(experts, kinds, rows[:-1], len(types))
+    assert found.eligible.all()
+    assert found.either == pytest.approx(found.first.mean(), abs=0.003)  # sets of one
+    by_hand = {7: np.mean([0, 0] + [2 / 20] * 4), 10: np.mean([0, 0] + [1 / 16] * 7), 11: 0}
+    if len(types) != 11:
+        assert found.first.mean() == pytest.approx(by_hand[len(types)])
+
+
+def test_types_seen_less_than_five_times_are_not_replaced():
+    rows = np.arange(12)
+    ids = np.array([1, 1, 1, 1, 1, 9, 9, 9, 9, 1, 1, 1])  # 1 occurs eight times, 9 only four
+    experts = np.array([[0, 1]] * 12)
+    found = repetition(experts, rows * 0, rows, rows, 4, token_ids=ids)
+    assert found.token_pairs == 6
+    assert (found.token_first, found.token_either, found.excess_first.value) == (1.0, 1.0, 0.0)
+    rare = repetition(experts, rows * 0, rows, rows, 4, token_ids=rows)
+    assert (rare.token_first, rare.token_either, rare.excess_first, rare.token_pairs) == (None, None, None, 0)
+    with pytest.raises(ValueError, match="floor 4: a type must occur 5 times or more"):
+        token_chance(experts.T, ids, rows[:-1], 4, floor=4)
+
+
+def words(seed: int, *, sticky: float = 0.0, drift: float = 0.0):
+    """Zipfian types routed by type, by document (drift) and, in some places, as the token before (sticky)."""
+    rng = np.random.default_rng(seed)
+    documents, positions = places(40, 150)
+    shares = 1 / np.arange(1, 201)
+    types = rng.choice(200, 6000, p=shares / shares.sum())
+    keys = 3 * rng.normal(size=(200, 8))[types] + drift * rng.normal(size=(40, 8))[documents]
+    experts = np.argmax(keys + rng.gumbel(size=keys.shape), axis=1)
+    for row in np.flatnonzero((rng.random(6000) < sticky) & (positions > 0)):
+        experts[row] = experts[row - 1]
+    return repetition(experts[:, None], documents, positions, positions, 8, token_ids=types, clusters=documents)
+
+
+def test_a_router_that_knows_only_the_word_has_no_excess():
+    excesses = [words(seed).excess_first for seed in range(40)]
+    assert np.mean([one.low <= 0 <= one.high for one in excesses]) >= 0.85
+    assert abs(np.mean([one.value for one in excesses])) < 0.002
+
+
+def test_a_router_that_stays_or_drifts_has_an_excess_which_is_no_syntax():
+    assert words(0, sticky=0.1).excess_first.low > 0.04
+    assert words(0, drift=1.5).excess_first.low > 0.01
+
+
+def test_a_hash_of_the_token_repeats_as_its_tokens_do_and_no_more():
+    rng = np.random.default_rng(0)
+    documents, positions = places(30, 100)
+    types = np.minimum(rng.zipf(1.5, 3000), 999)
+    experts = rng.permuted(np.tile(np.arange(8), (1000, 1)), axis=1)[types][:, :2]
+    found = repetition(experts, documents, positions, positions, 8, token_ids=types)
+    assert found.token_pairs < found.pairs
+    assert (found.excess_first.value, found.excess_first.low, found.excess_first.high) == (0, 0, 0)
+
+
+def test_clusters_take_the_place_of_documents():
+    documents, positions = places(30, 40)
+    experts = draw_sets(1200, 8, 2, 5)
+    by_document = repetition(experts, documents, positions, positions, 8)
+    by_three = repetition(experts, documents, positions, positions, 8, clusters=documents % 3)
+    assert by_three.first.value == by_document.first.value
+    assert by_three.first.high - by_three.first.low != by_document.first.high - by_document.first.low
+    alone = repetition(experts, documents, positions, positions, 8, clusters=documents * 0)
+    assert (alone.first.low, alone.either.high) == (None, None)
+
+
+def test_many_experts_and_many_sets_need_no_table_of_them():
+    experts = draw_sets(2600, 500, 8, 6) * 2000  # of a million experts
+    groups = np.repeat([0, 1], 1300)
+    first, either = random_pair_chance(experts.T, groups, np.array([1299, 1299]), 1_000_000)
+    assert first == pytest.approx(1 / 500, abs=3e-4)
+    assert either == pytest.approx(uniform_chance(500, 8)[1], abs=0.004)
+    found = token_chance(experts.T, np.arange(2600) % 10, np.arange(2599), 1_000_000)
+    assert found.first.mean() == pytest.approx(1 / 500, abs=3e-4)

@@ -12,12 +12,15 @@ from sklearn.metrics import mutual_info_score
 
 from moe_probe.measures.intervals import clustered_ratio, jackknife_interval, student_t
 from moe_probe.measures.specialisation import (
+    commonest,
     count_pairs,
     held_out_bits,
     information_bits,
     mutual_information_bits,
     type_folds,
+    type_labels,
     type_level_bits,
+    type_level_bits_of_routers,
     whole_unit_null_bits,
 )
 
@@ -129,6 +132,51 @@ def test_by_occurrences_a_hash_seems_to_know_syntax_unless_whole_types_are_permu
     assert null == pytest.approx(by_occurrence.raw_bits, abs=0.15)
     by_type = type_level_bits(expert_counts, label_counts, FOLDS[:300])
     assert by_type.low < 0 < by_type.high
+
+
+def test_routers_that_share_permutations_get_what_each_would_get_alone():
+    counts = [a_hash_router(seed, by_frequency=False) for seed in (1, 2)]
+    label_counts = counts[0][1]
+    experts = [counts[0][0], counts[1][0], counts[1][0][:, :1], counts[1][0].copy()]
+    experts[3][:700] = 0  # this router dropped every token of some types
+    alone = [type_level_bits(each, label_counts, FOLDS, seed=3, n_permutations=40) for each in experts]
+    routers = [(commonest(each), each.shape[1]) for each in experts]
+    together = type_level_bits_of_routers(routers, type_labels(label_counts, FOLDS), seed=3, n_permutations=40)
+    assert together == alone
+    assert (together[2], together[3].n < together[0].n) == (None, True)
+
+
+def test_the_null_is_the_mean_over_permutations_within_octaves_by_brute_force():
+    rng = np.random.default_rng(0)
+    labels, occurrences = rng.integers(0, 3, 60), rng.integers(3, 30, 60)
+    experts = np.where(rng.random(60) < 0.7, labels, rng.integers(0, 4, 60))
+    counts = types_going_to(experts, labels, occurrences, (4, 3))
+    found = type_level_bits(*counts, np.arange(60) % 64, n_permutations=1000)
+    nulls = []
+    for _ in range(600):
+        moved = labels.copy()
+        for octave in range(1, 5):
+            of_octave = np.flatnonzero(np.floor(np.log2(occurrences)) == octave)
+            moved[of_octave] = rng.permutation(labels[of_octave])
+        nulls.append(mutual_info_score(experts, moved) / math.log(2))
+    assert found.null_bits == pytest.approx(np.mean(nulls), abs=4 * np.std(nulls) / math.sqrt(400))
+    assert found.raw_bits == pytest.approx(mutual_info_score(experts, labels) / math.log(2), abs=1e-12)
+
+
+def test_permutations_never_leave_their_octave():
+    # Of two octaves each has one label only: every permutation is the table itself.
+    occurrences = np.repeat([3, 20], 10)
+    counts = types_going_to(np.repeat([0, 1], 10), np.repeat([0, 1], 10), occurrences, (2, 2))
+    found = type_level_bits(*counts, np.arange(20), n_permutations=50)
+    assert (found.raw_bits, found.null_bits, found.bits, found.p) == (1.0, pytest.approx(1.0), pytest.approx(0.0), 1.0)
+
+
+def test_types_of_a_label_can_be_left_out():
+    label_counts = np.array([[3, 0, 0], [0, 3, 0], [0, 0, 9], [1, 0, 2]])
+    types = type_labels(label_counts, np.arange(4), without=[2])
+    assert types.labels.tolist() == [0, 1, -1, -1]
+    assert types.label_entropy_bits == 1.0
+    assert type_labels(label_counts[:0], np.zeros(0, int)).label_entropy_bits == 0.0
 
 
 def test_planted_specialisation_is_found_and_predicts_unseen_types():

@@ -31,7 +31,7 @@ def has_no_nan(frame: pl.DataFrame) -> bool:
 
 def test_load_by_hand_for_any_slot_and_each(tmp_path):
     frame = load_table(write_run(tmp_path / "run", [EXPERTS], layers=[3]))
-    assert frame.columns == ["layer", "router", "expert", "slot", "tokens", "assignments", "share", "uniform", "n"]
+    assert frame.columns == list(schema_of(LOAD_COLUMNS))
     assert frame.filter(slot="any")["assignments"].to_list() == [3, 2, 2, 1]
     assert frame.filter(slot="any")["share"].to_list() == [3 / 8, 1 / 4, 1 / 4, 1 / 8]
     assert frame.filter(slot="0")["share"].to_list() == [1 / 2, 1 / 4, 0, 1 / 4]
@@ -59,7 +59,7 @@ def test_balance_by_hand(tmp_path):
     assert first["load_entropy_bits"] == pytest.approx(-sum(p * math.log2(p) for p in (3 / 8, 1 / 4, 1 / 4, 1 / 8)))
     assert first["effective_experts"] == pytest.approx(2 ** first["load_entropy_bits"])
     assert (first["mean_token_entropy_bits"], first["mean_margin"]) == (2.0, 0.5)
-    assert (first["dropped"], first["unseen"], first["n"]) == (0, 0, 4)
+    assert (first["dropped"], first["dead"], first["unseen"], first["n"]) == (0, 0, 0, 4)
     assert (first["slot"], first["tokens"]) == ("any", "all")
     assert (second["unseen"], second["max_violation"], second["mean_token_entropy_bits"]) == (3, 3.0, None)
 
@@ -179,14 +179,18 @@ def test_degenerate_runs_give_null_or_no_rows(tmp_path, case, n_experts):
     elif case == "all dropped":
         assert load["share"].null_count() == load.height
         assert even["gini"].item() is None
-        assert (even["dropped"].item(), even["unseen"].item()) == (6, n_experts)
+        assert (even["dropped"].item(), even["dead"].item(), even["unseen"].item()) == (6, 0, n_experts)
+        assert set(load["verdict"]) == {"unseen"}
         assert syntax["lift"].null_count() == syntax.height
+        assert set(syntax["verdict"]) == {"not enough data"}
     elif case in ("nothing tagged", "no whole word"):
         assert syntax.height == 0
         assert load["share"].null_count() == 0
     else:
         assert load.filter(slot="any")["share"].sum() == pytest.approx(1)
         assert set(syntax["lift"].drop_nulls()) <= {1.0}
+        assert set(syntax["verdict"]) == {"not enough data"}
+        assert set(load["verdict"]) == {"unseen", "not enough data"} or n_experts == 4
     assert all(value is None for value in bits["type_level_bits"])
 
 

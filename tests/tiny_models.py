@@ -49,11 +49,26 @@ _SPECIFIC: dict[str, dict[str, object]] = {
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
 }
 ARCHITECTURES = tuple(_SPECIFIC)
+_FURTHER: dict[str, dict[str, object]] = {
+    "jamba": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "expert_layer_period": 1,
+        "expert_layer_offset": 0,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_d_conv": 4,
+        "use_mamba_kernels": False,
+    },
+    "phimoe": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+}
+"""Built for some tests only."""
 
 
 def build(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a random model in evaluation mode, its router sharpened so that near-ties are rare."""
-    config = AutoConfig.for_model(architecture, **copy.deepcopy(_COMMON | _SPECIFIC[architecture]))
+    config = AutoConfig.for_model(architecture, **copy.deepcopy(_COMMON | (_SPECIFIC | _FURTHER)[architecture]))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     with torch.no_grad():

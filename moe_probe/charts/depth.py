@@ -10,6 +10,7 @@ import polars as pl
 from moe_probe.charts.look import GREY, dress, escape, integer_ticks, nothing, range_text, rows_text
 from moe_probe.errors import BadInputError
 from moe_probe.palette import EXPERT_COLOURS
+from moe_probe.tables.domains import ALL_DOMAINS
 
 _LINE_COLOURS = (2, 7, 3, 5)  # those that stand out from white and from black alike
 _MARKS = ("circle", "square", "diamond", "triangle-up")
@@ -26,21 +27,41 @@ _DEPTH = {
     "held_out_bits": ("information on unseen token types", "bits", "0, nothing foretold"),
     "mutual_information_bits": ("information by occurrence, uncorrected", "bits", "what chance gives (null_mean_bits)"),
     "null_mean_bits": ("information by occurrence that chance gives", "bits", "0"),
+    "above_null_bits": ("information by occurrence above chance", "bits", "0, independence"),
+    "without_punct_bits": ("information without punctuation, each token type counting once", "bits", "0, chance"),
+    "given_token_bits": ("information once the token is known", "bits", "0, only words are known"),
+    "normalised": ("share of the label that is known, each token type counting once", "share", "0, chance"),
+    "cramers_v": ("Cramér's V by occurrence", "0 to 1", "0, independence"),
+    "mean_share": ("faithfulness of a token to its expert", "share of its tokens", "what the load gives"),
+    "null_mean_share": ("faithfulness that the load gives", "share of its tokens", "1/E, even load"),
+    "published_share": ("faithfulness, rare tokens too (as published)", "share of its tokens", "what the load gives"),
+    "published_null_share": ("what the load gives with rare tokens too", "share of its tokens", "1/E, even load"),
+    "excess": ("faithfulness of a token above chance", "share above chance", "0, chance"),
+    "context_independence": ("context independence", "share of the choice", "0, a token says nothing"),
 }
 """What each measure is called, its unit, and its baseline."""
 
 _INTERVALS = {
     "type_level_bits": ("type_ci_low", "type_ci_high"),
     "held_out_bits": ("held_out_ci_low", "held_out_ci_high"),
+    "above_null_bits": ("above_null_ci_low", "above_null_ci_high"),
+    "without_punct_bits": ("without_punct_ci_low", "without_punct_ci_high"),
+    "given_token_bits": ("given_token_ci_low", "given_token_ci_high"),
+    "excess": ("excess_ci_low", "excess_ci_high"),
+    "context_independence": ("context_independence_ci_low", "context_independence_ci_high"),
 }
 
 
-def depth_lines(frame: pl.DataFrame, columns: Sequence[str], *, title: str | None = None) -> go.Figure:
+def depth_lines(
+    frame: pl.DataFrame, columns: Sequence[str], *, title: str | None = None, domain: str = ALL_DOMAINS
+) -> go.Figure:
     """Draw measures over depth, one line a measure (and a router, where layers have two), with intervals if known.
 
     Args:
-        frame: from `tables.balance` or `tables.specialisation`.
+        frame: from `tables.balance`, `tables.specialisation` or `tables.vocabulary_summary`, whose rows of single
+            experts are not drawn.
         columns: up to four of its measures, of one unit.
+        domain: whose rows are drawn, where the table tells of domains; by default those over all documents.
         title: the question that they answer; by default one made of their names.
 
     Raises:
@@ -52,7 +73,11 @@ def depth_lines(frame: pl.DataFrame, columns: Sequence[str], *, title: str | Non
     units = {_DEPTH[column][1] for column in columns}
     if len(units) > 1:
         raise BadInputError(f"columns {list(columns)}: they have the units {', '.join(sorted(units))}; draw one unit")
-    title = title or _question(frame, columns)
+    title = title or _question(frame, columns, domain)
+    if "domain" in frame.columns:
+        frame = frame.filter(pl.col("domain") == domain)
+    if "expert" in frame.columns:
+        frame = frame.filter(pl.col("expert").is_null())
     known = frame.filter(pl.any_horizontal(pl.col(column).is_not_null() for column in columns))
     if known.is_empty():
         return nothing(title)
@@ -81,10 +106,11 @@ def depth_lines(frame: pl.DataFrame, columns: Sequence[str], *, title: str | Non
     return figure
 
 
-def _question(frame: pl.DataFrame, columns: Sequence[str]) -> str:
+def _question(frame: pl.DataFrame, columns: Sequence[str], domain: str) -> str:
     names = [_DEPTH[column][0] for column in columns]
     if "label_set" in frame.columns and not frame.is_empty():
-        return f"How much does the first choice tell about {escape(frame['label_set'][0])}, layer by layer?"
+        within = "" if domain == ALL_DOMAINS else f" within {escape(domain)}"
+        return f"How much does the first choice tell about {escape(frame['label_set'][0])}{within}, layer by layer?"
     if len(columns) > 2:
         return "How does the routing change with depth?"
     return f"How {'does' if len(columns) == 1 else 'do'} the {' and the '.join(names)} change with depth?"

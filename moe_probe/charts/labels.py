@@ -23,12 +23,14 @@ from moe_probe.charts.look import (
     rows_text,
 )
 from moe_probe.errors import BadInputError
+from moe_probe.measures.verdicts import SPECIALISED
 
 MINIMUM_EXPECTED = 5.0
 """Cells with a smaller expected count are not drawn: their lift is noise."""
 
 _DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B26B"), (1.0, "#B8600B"))
 _LABEL_CHARACTERS = 22
+_FAINT = 0.3
 _VALUES = {
     "lift": (
         "lift",
@@ -65,11 +67,12 @@ def label_heatmap(
     minimum_expected: float = MINIMUM_EXPECTED,
     sort_experts: bool = True,
     selectable: bool = False,
+    domain: str = "all",
 ) -> go.Figure:
     """Draw which labels each expert of one router takes more, or less, than its share.
 
     Labels are sorted by how common they are. Experts are sorted by the label that they take most above its share, so
-    that specialists form a diagonal.
+    that specialists form a diagonal. Where the colour shows lift, cells whose verdict is not `specialised` are faint.
 
     Args:
         frame: from `tables.label_table`.
@@ -80,13 +83,14 @@ def label_heatmap(
         minimum_expected: cells with a smaller expected count are left blank.
         sort_experts: False keeps the experts in the order of their index.
         selectable: let a page select cells; `customdata` then ends with expert and label. Left out above 20,000 cells.
+        domain: "all", or one of the table's domains.
 
     Raises:
         BadInputError: `value` is none of those.
     """
     if value not in _VALUES:
         raise BadInputError(f"value {value!r}: draw one of {', '.join(_VALUES)}")
-    rows = of_slot(frame, slot).filter(pl.col("router") == router)
+    rows = of_slot(frame, slot).filter(pl.col("router") == router, pl.col("domain") == domain)
     _, question, baseline = _VALUES[value]
     if rows.is_empty() or rows["expected"].null_count() == len(rows):
         return nothing(question.format(layer=rows["layer"][0] if len(rows) else "?"))
@@ -101,14 +105,14 @@ def label_heatmap(
     if selectable:
         held = drawn["lift"].is_not_null().to_numpy()
         add_cells(figure, x[held], y[held], drawn.select("expert", "label").to_numpy()[held])
-    blank = int((~drawn["drawn"]).sum())
     if value == "lift":
-        baseline += f" Blank ({blank:,} of {len(drawn):,} cells): fewer than {minimum_expected:g} expected."
+        _fade(figure, drawn, y, x)
+        baseline += _cells_text(drawn, minimum_expected)
     dress(
         figure,
         question.format(layer=rows["layer"][0]),
         baseline,
-        f"n = {int(rows['n'][0]):,} assignments: {rows_text(rows)}.",
+        f"n = {int(rows['n'][0]):,} assignments: {rows_text(rows)}{'' if domain == 'all' else f', {escape(domain)}'}.",
         height=min(1200, 240 + 24 * len(experts)),
     )
     _label_axes(figure, labels, experts)
@@ -125,11 +129,16 @@ def _cells(
 ) -> go.Heatmap:
     shape = (n_experts, len(labels))
     details = [grid(drawn[fact].cast(pl.Float64).fill_null(math.nan).to_numpy(), y, x, shape) for fact in _FACTS]
-    texts = np.array([[escape(label) for label in labels]] * n_experts, dtype=object)
+    texts = [np.array([[escape(label) for label in labels]] * n_experts, dtype=object)]
+    for said in (_interval_texts(drawn), drawn["verdict"].to_list()):
+        placed = np.full(shape, "", dtype=object)
+        placed[y, x] = said
+        texts.append(placed)
     return go.Heatmap(
         z=_label_colours(drawn, value, y, x, shape),
-        customdata=np.dstack([*details, texts]),
-        hovertemplate="<b>expert %{customdata[0]:.0f}, %{customdata[7]}</b><br>lift %{customdata[1]:.2f}"
+        customdata=np.dstack([*details, *texts]),
+        hovertemplate="<b>expert %{customdata[0]:.0f}, %{customdata[7]}</b>"
+        "<br>lift %{customdata[1]:.2f}%{customdata[8]}: %{customdata[9]}"
         "<br>%{customdata[2]:,.0f} assignments, expected %{customdata[3]:,.1f}"
         "<br>%{customdata[4]:.1%} of the expert's, %{customdata[5]:.1%} of the label's"
         "<br>n = %{customdata[6]:,.0f}<extra></extra>",
@@ -137,6 +146,33 @@ def _cells(
         xgap=1,
         ygap=1 if n_experts <= 64 else 0,
         **_label_scale(drawn, value),
+    )
+
+
+def _interval_texts(rows: pl.DataFrame) -> list[str]:
+    """` (2.70–3.60)` for each row, or nothing where there is no interval."""
+    ends = zip(rows["ci_low"], rows["ci_high"], strict=True)
+    return ["" if low is None else f" ({low:.2f}–{high:.2f})" for low, high in ends]
+
+
+def _fade(figure: go.Figure, drawn: pl.DataFrame, y: NDArray[np.int64], x: NDArray[np.int64]) -> None:
+    """Make a heatmap faint, but for the specialised cells, which are drawn on it once more."""
+    heatmap = figure.data[0]
+    shown = np.full(heatmap.z.shape, np.nan)
+    specialised = (drawn["verdict"] == SPECIALISED).to_numpy()
+    shown[y[specialised], x[specialised]] = heatmap.z[y[specialised], x[specialised]]
+    scale = {name: heatmap[name] for name in ("colorscale", "zmid", "zmin", "zmax", "colorbar", "xgap", "ygap")}
+    # The colour bar is the full-coloured trace's: that of a faint one would be faint itself.
+    figure.add_trace(go.Heatmap(z=shown, hoverinfo="skip", hoverongaps=False, **scale))
+    heatmap.update(opacity=_FAINT, showscale=False)
+
+
+def _cells_text(drawn: pl.DataFrame, minimum_expected: float) -> str:
+    shown = drawn.filter("drawn")
+    faint = shown.filter(pl.col("verdict") != SPECIALISED).height
+    return (
+        f" Faint ({faint:,} of {len(drawn):,} cells): not shown to be specialised."
+        f" Blank ({len(drawn) - len(shown):,}): fewer than {minimum_expected:g} expected."
     )
 
 

@@ -49,13 +49,15 @@ def load_heatmap(load: pl.DataFrame, *, slot: str = "any", selectable: bool = Fa
     relative = (rows["share"] / rows["uniform"]).fill_null(math.nan).to_numpy()
     facts = [rows[name].cast(pl.Float64).fill_null(math.nan).to_numpy() for name in _LOAD_FACTS]
     details = [grid(fact, y, x, shape) for fact in [*facts, relative, x.astype(np.float64)]]
+    said = np.full(shape, "", dtype=object)
+    said[y, x] = _interval_texts(rows)
     highest = float(np.nanmax(relative)) if np.isfinite(relative).any() else 2.0
     figure = go.Figure(
         go.Heatmap(
             z=grid(relative, y, x, shape),
-            customdata=np.dstack([*details, np.array([[name] * shape[1] for name in names], dtype=object)]),
+            customdata=np.dstack([*details, np.array([[name] * shape[1] for name in names], dtype=object), said]),
             hovertemplate="<b>%{customdata[6]}, expert %{customdata[5]:.0f}</b><br>%{customdata[4]:.2f} × even use"
-            "<br>share %{customdata[0]:.2%} (even: %{customdata[1]:.2%})"
+            "<br>share %{customdata[0]:.2%} (even: %{customdata[1]:.2%})<br>%{customdata[7]}"
             "<br>%{customdata[2]:,.0f} of %{customdata[3]:,.0f} assignments<extra></extra>",
             hoverongaps=False,
             colorscale="Cividis",
@@ -82,7 +84,7 @@ def load_heatmap(load: pl.DataFrame, *, slot: str = "any", selectable: bool = Fa
 
 
 def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus: Sequence[int] = ()) -> go.Figure:
-    """Draw one router's load, a bar an expert, with the line of even use.
+    """Draw one router's load, a bar an expert with its interval, and the line of even use.
 
     Args:
         load: from `tables.load_table`.
@@ -97,6 +99,7 @@ def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus:
     loads = rows["assignments"].to_list()
     wears = expert_colours(loads, focus)
     uniform = float(rows["uniform"][0])
+    chosen = round(uniform * len(loads))  # 1, or the number of slots in the olmoe convention
     figure = go.Figure(
         go.Bar(
             x=rows["expert"].to_list(),
@@ -105,16 +108,26 @@ def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus:
                 "color": [wears.get(expert, CONTEXT) for expert in rows["expert"]],
                 "line": {"color": GREY, "width": 1 if len(loads) <= 64 else 0},
             },
-            customdata=rows.select("assignments", "n").to_numpy(),
-            hovertemplate="<b>expert %{x}</b><br>share %{y:.2%}<br>%{customdata[0]:,} of %{customdata[1]:,} assignments"
-            "<extra></extra>",
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": (rows["ci_high"] - rows["share"]).to_list(),
+                "arrayminus": (rows["share"] - rows["ci_low"]).to_list(),
+                "color": GREY,
+                "thickness": 1.5 if len(loads) <= 64 else 0.75,
+                "width": 3 if len(loads) <= 64 else 0,
+            },
+            customdata=list(zip(rows["assignments"], rows["n"], _interval_texts(rows), strict=True)),
+            hovertemplate="<b>expert %{x}</b><br>share %{y:.2%}<br>%{customdata[2]}"
+            "<br>%{customdata[0]:,} of %{customdata[1]:,} assignments<extra></extra>",
         )
     )
     figure.add_hline(y=uniform, line={"color": GREY, "width": 1.5, "dash": "dash"})
     dress(
         figure,
         f"How is the work of layer {rows['layer'][0]} shared out?",
-        f"Share of the assignments. Baseline, dashed: even use, 1/{len(loads)} = {uniform:.1%}.",
+        f"Share of the {'assignments' if chosen == 1 else 'tokens'}, with its 95 % interval. "
+        f"Baseline, dashed: even use, {chosen}/{len(loads)} = {uniform:.1%}.",
         f"n = {int(rows['n'][0]):,} assignments: {rows_text(rows)}.",
         height=320,
     )
@@ -122,6 +135,12 @@ def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus:
     figure.update_xaxes(title="expert", showgrid=False, **integer_ticks(len(loads)))
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
     return figure
+
+
+def _interval_texts(rows: pl.DataFrame) -> list[str]:
+    """`95 %: 11.0% to 14.0%, at chance` for each row; the verdict alone where there is no interval."""
+    facts = rows.select("ci_low", "ci_high", "verdict").iter_rows()
+    return [verdict if low is None else f"95 %: {low:.2%} to {high:.2%}, {verdict}" for low, high, verdict in facts]
 
 
 def _router_names(routers: pl.DataFrame) -> list[str]:

@@ -1,11 +1,12 @@
-"""Reads CoNLL-U treebanks: their texts, and their gold parts of speech as the label `upos`.
+"""Reads CoNLL-U treebanks: their texts, and their gold parts of speech as the labels `upos` and `xpos`.
 
 Format: https://universaldependencies.org/format.html
 
 A sentence's text is its `# text` comment, or else its forms with the spaces that `SpaceAfter=No` leaves. Sentences are
 joined by a space (none after `SpaceAfter=No`), paragraphs (`# newpar`) by an empty line. Empty nodes (`8.1`) have no
 place in a text. Where the words of a multi-word token (`1-2`) spell its form, as do + n't, each labels its own part;
-where they do not, as de + le for *du*, the first word labels the whole.
+where they do not, as de + le for *du*, the first word labels the whole. `xpos`, the treebank's own tags, may be missing
+altogether.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from moe_probe.corpus.document import Document, Span
 from moe_probe.corpus.opening import Line, Source, read_lines
 from moe_probe.errors import BadInputError
 
 _N_COLUMNS = 10
+_NONE = "_"
 _IDENTIFIER = re.compile(r"(\d+)(?:-(\d+)|\.\d+)?")
+_LABELS = ("upos", "xpos")
+_Tags: TypeAlias = tuple[str, str]  # in the order of _LABELS
+_TaggedSpan: TypeAlias = tuple[int, int, _Tags]
 _COMMENT = re.compile(r"#\s*(newdoc|newpar|text)(?:\s+id)?\s*(?:=\s?(.*))?", re.DOTALL)
 
 
@@ -29,10 +35,10 @@ class _Word:
 
     line: int
     form: str
-    upos: str
+    tags: _Tags
     space_after: bool
     last_part: int = 0
-    parts: list[tuple[str, str]] = field(default_factory=list)
+    parts: list[tuple[str, _Tags]] = field(default_factory=list)
 
 
 @dataclass
@@ -53,7 +59,7 @@ def read_conllu(source: Source) -> Iterator[Document]:
         BadInputError: naming file and line, if a row has not ten columns or does not fit its sentence's text.
     """
     parts: list[str] = []
-    spans: list[Span] = []
+    spans: list[_TaggedSpan] = []
     length, number, name = 0, 0, None
     space_after = True
     for sentence in _read_sentences(source):
@@ -66,7 +72,7 @@ def read_conllu(source: Source) -> Iterator[Document]:
             parts.append(joint)
             length += len(joint)
         text, found = _place(source, sentence)
-        spans += [(length + start, length + end, value) for start, end, value in found]
+        spans += [(length + start, length + end, tags) for start, end, tags in found]
         parts.append(text)
         length += len(text)
         space_after = sentence.words[-1].space_after
@@ -74,8 +80,13 @@ def read_conllu(source: Source) -> Iterator[Document]:
         yield _document(source, name or (f"{source.name}#{number}" if number else source.name), parts, spans)
 
 
-def _document(source: Source, name: str, parts: list[str], spans: list[Span]) -> Document:
-    return Document(name, "".join(parts), source.domain, source.language, {"upos": spans})
+def _document(source: Source, name: str, parts: list[str], spans: list[_TaggedSpan]) -> Document:
+    labels: dict[str, list[Span]] = {"upos": []}
+    for start, end, tags in spans:
+        for label, tag in zip(_LABELS, tags, strict=True):
+            if tag != _NONE:
+                labels.setdefault(label, []).append((start, end, tag))
+    return Document(name, "".join(parts), source.domain, source.language, labels)
 
 
 def _read_sentences(source: Source) -> Iterator[_Sentence]:
@@ -118,21 +129,21 @@ def _read_row(source: Source, sentence: _Sentence, line: Line, content: str) -> 
         raise BadInputError(f"{where}: {columns[0]!r} is no word's number such as 3, 3-4 or 3.1")
     if "." in columns[0]:
         return
-    form, upos = columns[1], columns[3]
-    if not form or not upos:
+    form, tags = columns[1], (columns[3], columns[4] or _NONE)
+    if not form or not tags[0]:
         raise BadInputError(f"{where}: an empty form or part of speech; CoNLL-U writes _ for none")
     token = sentence.words[-1] if sentence.words else None
     if token and int(identifier[1]) <= token.last_part:
-        token.parts.append((form, upos))
+        token.parts.append((form, tags))
         return
     space_after = "SpaceAfter=No" not in columns[9].split("|")
-    sentence.words.append(_Word(line.number, form, upos, space_after, int(identifier[2] or 0)))
+    sentence.words.append(_Word(line.number, form, tags, space_after, int(identifier[2] or 0)))
 
 
-def _place(source: Source, sentence: _Sentence) -> tuple[str, list[Span]]:
-    """Return a sentence's text, and the part of speech of each of its words at the word's place in it."""
+def _place(source: Source, sentence: _Sentence) -> tuple[str, list[_TaggedSpan]]:
+    """Return a sentence's text, and the parts of speech of each of its words at the word's place in it."""
     text = sentence.text or _spelt(sentence.words)
-    spans: list[Span] = []
+    spans: list[_TaggedSpan] = []
     reached = 0
     for word in sentence.words:
         while reached < len(text) and text[reached].isspace():
@@ -142,16 +153,15 @@ def _place(source: Source, sentence: _Sentence) -> tuple[str, list[Span]]:
                 f"{source.shown}, line {word.line}: the form {word.form!r} is not what '# text' has there, "
                 f"{text[reached : reached + len(word.form)]!r}"
             )
-        for form, upos in _parts(word):
-            if upos != "_":
-                spans.append((reached, reached + len(form), upos))
+        for form, tags in _parts(word):
+            spans.append((reached, reached + len(form), tags))
             reached += len(form)
     return text, spans
 
 
-def _parts(word: _Word) -> list[tuple[str, str]]:
+def _parts(word: _Word) -> list[tuple[str, _Tags]]:
     if not word.parts:
-        return [(word.form, word.upos)]
+        return [(word.form, word.tags)]
     if "".join(form for form, _ in word.parts) == word.form:
         return word.parts
     return [(word.form, word.parts[0][1])]

@@ -3,35 +3,45 @@
 | module | what it knows |
 |---|---|
 | `by_label` | assignments by expert and label, over occurrences |
-| `by_type` | labels and first choices of each token type |
+| `by_type` | labels and experts of each token type |
+| `pairs` | experts that were chosen together, and one router after the other |
+| `scores` | means of the routers' scores |
+| `rows` | token rows of whole documents, for what needs their order |
+| `selection` | which token rows are counted |
+| `filters` | parts of a run: documents, a domain, a phase, positions |
+| `clusters` | which of 64 clusters a token is in |
+| `experts` | the experts of a shard, router by router |
 | `batches` | routers in batches that fit into memory |
 | `cache` | counts kept on disk, never used when stale |
 
 Nothing here knows what a count means.
 """
 
-from moe_probe.counts.by_label import (
-    N_CLUSTERS,
-    TOKEN_ROWS,
-    LabelCounts,
-    Scores,
-    document_clusters,
-    find_label,
-    load_counts,
-    load_scores,
-)
+from moe_probe.counts.by_label import LabelCounts, load_counts
 from moe_probe.counts.by_type import TypeCounts, iter_expert_counts, load_type_counts
+from moe_probe.counts.clusters import BLOCK_POSITIONS, FEWEST_DOCUMENTS, N_CLUSTERS, document_clusters
+from moe_probe.counts.pairs import PairCounts, iter_coactivation_counts, iter_transition_counts
+from moe_probe.counts.rows import TokenRows, load_rows
+from moe_probe.counts.scores import Scores, load_scores
+from moe_probe.counts.selection import TOKEN_ROWS, find_label
 
 __all__ = [
+    "BLOCK_POSITIONS",
+    "FEWEST_DOCUMENTS",
     "N_CLUSTERS",
     "TOKEN_ROWS",
     "LabelCounts",
+    "PairCounts",
     "Scores",
+    "TokenRows",
     "TypeCounts",
     "document_clusters",
     "find_label",
+    "iter_coactivation_counts",
     "iter_expert_counts",
+    "iter_transition_counts",
     "load_counts",
+    "load_rows",
     "load_scores",
     "load_type_counts",
 ]

@@ -3,6 +3,8 @@
 | name | what it says | made by |
 |---|---|---|
 | `upos` | universal part of speech | gold tags of a treebank, else a spaCy pipeline |
+| `xpos` | part of speech in the language's own tags, such as Penn's | gold tags, else the same pipeline |
+| `stmoe` | the seven kinds of token that ST-MoE names, in English | parts of speech, shapes, two word lists |
 | `shape` | punctuation, number, capitalised … | rules, no dependency |
 | `code` | keyword, name, string, comment … | Pygments |
 | `domain`, `language`, `phase` | of the document | the document |
@@ -11,7 +13,7 @@
 Where a document brings spans or a value for one of these names along, in its `labels`, they win.
 
 A labeller takes documents and what their tokens own, and returns exactly one value a token. Opening one is cheap: what
-it needs is loaded when the first document needs it.
+it needs is loaded when the first document needs it. `upos`, `xpos` and `stmoe` tag a document once between them.
 
 This half of the library does not know models.
 """
@@ -28,10 +30,12 @@ from moe_probe.labels.align import Pieces
 from moe_probe.labels.code import label_code
 from moe_probe.labels.given import PROMPT, label_as_given, label_uniformly
 from moe_probe.labels.shape import label_shape
-from moe_probe.labels.upos import UposLabeller
+from moe_probe.labels.stmoe import STMOE, stmoe_labeller
+from moe_probe.labels.upos import UPOS, upos_labeller
+from moe_probe.labels.xpos import XPOS, xpos_labeller
 from moe_probe.schema import UNTAGGED, LabelSet, check_label_name
 
-TAXONOMIES = ("upos", "shape", "code", "domain", "language", "phase")
+TAXONOMIES = ("upos", "shape", "xpos", "stmoe", "code", "domain", "language", "phase")
 """The labels that need nothing from the user."""
 
 
@@ -80,7 +84,7 @@ def open_labeller(name: str, *, language: str = "en", tagger: str | None = None)
 
     Args:
         name: one of `TAXONOMIES`, or the name of a label that the documents bring along.
-        language: the language whose tagger `upos` uses: only documents in this language are tagged.
+        language: the language whose tagger `upos`, `xpos` and `stmoe` use: only documents in it are tagged.
         tagger: the spaCy pipeline to use instead of the default one, by name or path; it decides the language.
 
     Raises:
@@ -93,8 +97,8 @@ def open_labeller(name: str, *, language: str = "en", tagger: str | None = None)
         [['chat']]
     """
     check_label_name(name)
-    if name == "upos":
-        return UposLabeller(language, tagger)
+    if name in _WITH_TAGGER:
+        return _WITH_TAGGER[name](language, tagger)
     if name == "shape":
         return _OneByOne(LabelSet(name, "rules", word_level=True), _label_shape)
     if name == "code":
@@ -123,3 +127,4 @@ def _label_untagged(document: Document, pieces: Pieces) -> list[str]:
 
 
 _OF_DOCUMENT = {"domain": _label_domain, "language": _label_language, "phase": _label_phase}
+_WITH_TAGGER = {UPOS: upos_labeller, XPOS: xpos_labeller, STMOE: stmoe_labeller}

@@ -54,8 +54,10 @@ _NUMBERS = """
     sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth
     ninetieth hundredth thousandth millionth billionth
 """
-_NUMBER_WORDS = frozenset(_NUMBERS.split())
-_LONGEST_NUMBER_WORD = max(map(len, _NUMBER_WORDS))
+NUMBER_WORDS = frozenset(_NUMBERS.split())
+"""English cardinals and ordinals, in small letters."""
+
+_LONGEST_NUMBER_WORD = max(map(len, NUMBER_WORDS))
 _OPERATORS = "+*/%=<>&|^~\\@"
 _OPERATORS_BEFORE_SIGN = "-!:?"
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -113,7 +115,7 @@ def _are_number_words(text: str, found: words.Words, has_letters: npt.NDArray[np
     answers = np.zeros(len(lengths), np.bool_)
     candidates = np.flatnonzero(has_letters & (lengths >= 3) & (lengths <= _LONGEST_NUMBER_WORD))
     bounds = zip(found.starts[candidates].tolist(), found.ends[candidates].tolist(), strict=True)
-    answers[candidates] = [text[start:end].lower() in _NUMBER_WORDS for start, end in bounds]
+    answers[candidates] = [text[start:end].lower() in NUMBER_WORDS for start, end in bounds]
     return answers
 
 

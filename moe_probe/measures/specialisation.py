@@ -1,15 +1,11 @@
-"""How much an expert tells about a token's label, in bits.
+"""How much an expert tells about the label of a word, every token type counting once, in bits.
 
-Three answers, from the strictest to the loosest:
-
-- `type_level_bits`: every token type (every vocabulary entry) counts once. The headline: an untrained router is a hash
-  of the token, and counted by occurrences it seems to know a quarter of a bit of syntax.
+- `type_level_bits`: information between a type's commonest expert and its commonest label. The headline: an untrained
+  router is a hash of the token, and by occurrences (`association`) it seems to know a quarter of a bit of syntax.
 - `held_out_bits`: can the label of a type be predicted from its expert, with the link learnt on *other* types?
-- `mutual_information_bits`: the usual figure, over occurrences. To be reported beside the others, never alone.
 
-It does not know where counts come from, nor what a label is called. Mutual information: Cover and Thomas (2006),
-section 2.3. Permutation within strata and the jackknife over folds of types were chosen by simulation on routers that
-know nothing of syntax.
+It does not know where counts come from, nor what a label is called. Permutation within strata and the jackknife over
+folds of types were chosen by simulation on routers that know nothing of syntax.
 """
 
 from __future__ import annotations
@@ -18,11 +14,37 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_probe.measures.association import (
+    Information,
+    entropy_bits,
+    information_bits,
+    mutual_information_bits,
+    whole_unit_null_bits,
+)
 from moe_probe.measures.intervals import Estimate, jackknife_interval, student_t
+
+__all__ = [
+    "N_FOLDS",
+    "N_PERMUTATIONS",
+    "TYPE_FLOOR",
+    "Information",
+    "TypeLabels",
+    "commonest",
+    "count_pairs",
+    "held_out_bits",
+    "information_bits",
+    "mutual_information_bits",
+    "type_folds",
+    "type_labels",
+    "type_level_bits",
+    "type_level_bits_of_routers",
+    "whole_unit_null_bits",
+]
 
 N_FOLDS = 64
 TYPE_FLOOR = 3
@@ -31,45 +53,25 @@ TYPE_FLOOR = 3
 N_PERMUTATIONS = 1000
 _SMOOTHING = 16.0
 _WORD_MARKERS = "▁Ġ"
+_MOST_CELLS = 4_000_000  # of what is held of the permutations at one time
 
 
-@dataclass(frozen=True)
-class Information:
-    """Bits of information above chance.
+@dataclass(frozen=True, eq=False)
+class TypeLabels:
+    """Token types with their commonest label, ready to be asked about any number of routers.
 
-    `bits` is `raw_bits` less `null_bits`, the mean of what chance gives. `low` and `high` bound `bits` at 95 %, None
-    where fewer than two folds cannot give them. `p` is the share of chance draws that reach `raw_bits`, None where
-    none were drawn. `n` counts the types (or tokens) measured.
+    `labels`, `folds` and `occurrences` are (types,); a label of -1 says that the type is not measured.
     """
 
-    bits: float
-    low: float | None
-    high: float | None
-    raw_bits: float
-    null_bits: float
-    p: float | None
-    n: int
+    labels: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    occurrences: NDArray[np.int64]
+    n_labels: int
 
-
-def information_bits(counts: NDArray[np.number]) -> NDArray[np.float64]:
-    """Return the mutual information of rows and columns, uncorrected, in bits.
-
-    Args:
-        counts: (..., rows, columns) counts; leading axes are tables of their own. An empty table gives 0.
-
-    Returns:
-        (...) bits, never negative.
-
-    Example:
-        >>> float(information_bits(np.array([[5, 0], [0, 5]])))
-        1.0
-    """
-    table = np.asarray(counts, dtype=np.float64)
-    total = table.sum(axis=(-2, -1), keepdims=True)
-    expected = table.sum(axis=-1, keepdims=True) * table.sum(axis=-2, keepdims=True)  # times the total
-    ratio = np.divide(table * total, expected, out=np.ones_like(table), where=table > 0)
-    bits: NDArray[np.float64] = (table * np.log2(ratio)).sum(axis=(-2, -1)) / np.maximum(total[..., 0, 0], 1)
-    return np.maximum(bits, 0.0)
+    @property
+    def label_entropy_bits(self) -> float:
+        """Entropy of the labels of the types that are measured."""
+        return float(entropy_bits(np.bincount(self.labels[self.labels >= 0], minlength=1)))
 
 
 def type_folds(tokens: Sequence[str]) -> NDArray[np.int64]:
@@ -107,6 +109,46 @@ def count_pairs(rows: NDArray[np.integer], columns: NDArray[np.integer], shape: 
     return np.bincount(codes, minlength=shape[0] * shape[1]).astype(np.int64, copy=False).reshape(shape)
 
 
+def commonest(counts: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the column of each row's highest count, the lower of two equal ones, -1 where the row has none.
+
+    Args:
+        counts: (types, experts) or (types, labels).
+
+    Example:
+        >>> commonest(np.array([[1, 2], [3, 3], [0, 0]])).tolist()
+        [1, 0, -1]
+    """
+    if counts.shape[1] == 0:
+        return np.full(counts.shape[0], -1, dtype=np.int64)
+    return np.where(counts.any(axis=1), counts.argmax(axis=1), -1)
+
+
+def type_labels(
+    label_counts: NDArray[np.integer],
+    folds: NDArray[np.integer],
+    *,
+    floor: int = TYPE_FLOOR,
+    without: Sequence[int] = (),
+) -> TypeLabels:
+    """Return the commonest label of each type.
+
+    Args:
+        label_counts: (types, labels) how often each type had each label.
+        folds: (types,) from `type_folds`.
+        floor: types that occur less often are not measured.
+        without: labels; types whose commonest label is one of them are not measured.
+
+    Example:
+        >>> type_labels(np.array([[3, 1], [0, 2], [0, 9]]), np.arange(3)).labels.tolist()
+        [0, -1, 1]
+    """
+    occurrences = label_counts.sum(axis=1, dtype=np.int64)
+    labels = commonest(label_counts)
+    measured = (occurrences >= floor) & ~np.isin(labels, list(without))
+    return TypeLabels(np.where(measured, labels, -1), folds.astype(np.int64), occurrences, label_counts.shape[1])
+
+
 def type_level_bits(
     expert_counts: NDArray[np.integer],
     label_counts: NDArray[np.integer],
@@ -138,21 +180,45 @@ def type_level_bits(
         >>> found.raw_bits, found.p < 0.01
         (1.0, True)
     """
-    majority = _majorities(expert_counts, label_counts, folds, floor)
-    if majority is None:
-        return None
-    experts, labels, kept_folds, occurrences = majority
-    n_experts, n_labels = expert_counts.shape[1], label_counts.shape[1]
-    by_fold = _count_by_fold(experts, labels, kept_folds, n_experts, n_labels)
-    table = by_fold.sum(axis=0)
-    raw = float(information_bits(table))
-    null = _permuted_bits(experts, labels, _strata(occurrences), (n_experts, n_labels), seed, n_permutations)
-    interval = jackknife_interval(raw, float(null.mean()), information_bits(table - by_fold))
-    # A draw may equal the raw table exactly: rounding must not decide whether it reached it.
-    reached = int(np.count_nonzero(null >= raw - 1e-12))
-    low, high = interval or (None, None)
-    p = (1 + reached) / (1 + n_permutations)
-    return Information(raw - float(null.mean()), low, high, raw, float(null.mean()), p, experts.size)
+    types = type_labels(label_counts, folds, floor=floor)
+    router = (commonest(expert_counts), expert_counts.shape[1])
+    return type_level_bits_of_routers([router], types, seed=seed, n_permutations=n_permutations)[0]
+
+
+def type_level_bits_of_routers(
+    routers: Sequence[tuple[NDArray[np.int64], int]],
+    types: TypeLabels,
+    *,
+    seed: int = 0,
+    n_permutations: int = N_PERMUTATIONS,
+) -> list[Information | None]:
+    """Return `type_level_bits` of several routers, from permutations that they share.
+
+    Each number is what the router alone would have got with the same seed.
+
+    Args:
+        routers: of each the commonest expert of every type, (types,), -1 where a type has none, and its experts.
+        types: the labels.
+        seed: of the permutations.
+        n_permutations: how many are drawn.
+
+    Returns:
+        One for each router, None where nothing can be measured.
+    """
+    found: list[Information | None] = [None] * len(routers)
+    measured: dict[bytes, list[int]] = {}  # routers that have an expert for the same types can share draws
+    for index, (experts, n_experts) in enumerate(routers):
+        kept = (types.labels >= 0) & (experts >= 0)
+        if n_experts > 1 and np.unique(types.labels[kept]).size > 1:
+            measured.setdefault(np.packbits(kept).tobytes(), []).append(index)
+    for indices in measured.values():
+        rows = np.flatnonzero((types.labels >= 0) & (routers[indices[0]][0] >= 0))
+        part = TypeLabels(types.labels[rows], types.folds[rows], types.occurrences[rows], types.n_labels)
+        group = [(routers[index][0][rows], routers[index][1]) for index in indices]
+        nulls = _permuted_bits(group, part, seed, n_permutations)
+        for index, (experts, n_experts), null in zip(indices, group, nulls, strict=True):
+            found[index] = _above_chance(experts, n_experts, part, null)
+    return found
 
 
 def held_out_bits(
@@ -182,11 +248,13 @@ def held_out_bits(
         >>> 0.9 < held_out_bits(counts, counts, np.arange(800) % 64).value < 1
         True
     """
-    majority = _majorities(expert_counts, label_counts, folds, floor)
-    if majority is None:
+    types = type_labels(label_counts, folds, floor=floor)
+    experts = commonest(expert_counts)
+    kept = (types.labels >= 0) & (experts >= 0)
+    labels, n_experts = types.labels[kept], expert_counts.shape[1]
+    if n_experts < 2 or np.unique(labels).size < 2:
         return None
-    experts, labels, kept_folds, _ = majority
-    held = _count_by_fold(experts, labels, kept_folds, expert_counts.shape[1], label_counts.shape[1])
+    held = _count_by_fold(experts[kept], labels, types.folds[kept], n_experts, types.n_labels)
     n_folds = held.shape[0]
     if n_folds < 2:
         return None
@@ -205,87 +273,16 @@ def held_out_bits(
     return Estimate(value, value - half, value + half)
 
 
-def mutual_information_bits(counts: NDArray[np.integer], *, seed: int = 0, n_draws: int = 200) -> Information | None:
-    """Return the information between expert and label over occurrences, less what independence would give.
-
-    Chance draws tables with the same numbers of tokens for each expert and each label. It corrects for the size of
-    the table only: a router that hashes the token still seems to know syntax. Read it beside `type_level_bits`.
-
-    Args:
-        counts: (clusters, experts, labels), a cluster being a document or a group of them, which gives an interval;
-            or (experts, labels), which gives none.
-        seed: of the draws.
-        n_draws: how many tables are drawn.
-
-    Returns:
-        None where nothing can be measured: no tokens, or fewer than two experts or labels that occur.
-
-    Example:
-        >>> mutual_information_bits(np.array([[50, 0], [0, 50]])).raw_bits
-        1.0
-    """
-    by_cluster = counts if counts.ndim == 3 else counts[None]
-    by_cluster = by_cluster[by_cluster.any(axis=(1, 2))]
-    table = by_cluster.sum(axis=0, dtype=np.int64)
-    if table.shape[0] < 2 or np.count_nonzero(table.sum(axis=0)) < 2:
-        return None
-    raw = float(information_bits(table))
-    null = information_bits(_tables_with_margins(table, seed, n_draws))
-    mean = float(null.mean())
-    interval = jackknife_interval(raw, mean, information_bits(table - by_cluster)) if counts.ndim == 3 else None
-    low, high = interval or (None, None)
-    p = (1 + int(np.count_nonzero(null >= raw - 1e-12))) / (1 + n_draws)
-    return Information(raw - mean, low, high, raw, mean, p, int(table.sum()))
-
-
-def whole_unit_null_bits(
-    expert_counts: NDArray[np.integer],
-    labels: NDArray[np.integer],
-    *,
-    seed: int = 0,
-    n_permutations: int = N_PERMUTATIONS,
-) -> float | None:
-    """Return the mean information over occurrences where whole units exchange their labels.
-
-    A unit is whatever carries one label: a token type its commonest part of speech, a document its domain. Its tokens
-    stay together, so that what a unit's own habits fake is in the null.
-
-    Args:
-        expert_counts: (units, experts) assignments of each unit's tokens.
-        labels: (units,) the index of each unit's label.
-        seed: of the permutations.
-        n_permutations: how many are drawn.
-
-    Returns:
-        None where fewer than two units or labels leave nothing to permute.
-
-    Example:
-        >>> whole_unit_null_bits(np.array([[8, 0], [0, 8]]), np.array([0, 1]))
-        1.0
-    """
-    if labels.size < 2 or np.unique(labels).size < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    counts = expert_counts.astype(np.float64)
-    one_hot = np.eye(int(labels.max()) + 1)[labels]  # (units, labels)
-    tables = (counts.T @ one_hot[rng.permutation(labels.size)] for _ in range(n_permutations))
-    return float(np.mean([information_bits(table) for table in tables]))
-
-
-def _majorities(
-    expert_counts: NDArray[np.integer],
-    label_counts: NDArray[np.integer],
-    folds: NDArray[np.integer],
-    floor: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
-    """Each type's commonest expert, commonest label, fold and occurrences; None where there is nothing to measure."""
-    occurrences = label_counts.sum(axis=1, dtype=np.int64)
-    # A type whose every token was dropped has occurrences but no expert.
-    kept = (occurrences >= floor) & expert_counts.any(axis=1)
-    labels = label_counts[kept].argmax(axis=1) if label_counts.shape[1] else np.zeros(0, np.int64)
-    if np.unique(labels).size < 2 or expert_counts.shape[1] < 2:
-        return None
-    return expert_counts[kept].argmax(axis=1), labels, folds[kept].astype(np.int64), occurrences[kept]
+def _above_chance(
+    experts: NDArray[np.int64], n_experts: int, types: TypeLabels, null: NDArray[np.float64]
+) -> Information:
+    by_fold = _count_by_fold(experts, types.labels, types.folds, n_experts, types.n_labels)
+    table = by_fold.sum(axis=0)
+    raw, mean = float(information_bits(table)), float(null.mean())
+    low, high = jackknife_interval(raw, mean, information_bits(table - by_fold)) or (None, None)
+    # A draw may equal the raw table exactly: rounding must not decide whether it reached it.
+    p = (1 + int(np.count_nonzero(null >= raw - 1e-9))) / (1 + null.size)
+    return Information(raw - mean, low, high, raw, mean, p, experts.size)
 
 
 def _count_by_fold(
@@ -305,38 +302,40 @@ def _strata(occurrences: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _permuted_bits(
-    experts: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    strata: NDArray[np.int64],
-    shape: tuple[int, int],
-    seed: int,
-    n_permutations: int,
+    routers: Sequence[tuple[NDArray[np.int64], int]], types: TypeLabels, seed: int, n_permutations: int
 ) -> NDArray[np.float64]:
-    """Information with the labels permuted within strata, (permutations,)."""
+    """Information of each router with the labels permuted within strata, (routers, permutations)."""
     rng = np.random.default_rng(seed)
+    strata = _strata(types.occurrences)
     order = np.argsort(strata, kind="stable")
-    base = experts[order] * shape[1]
-    shuffled = labels[order]
-    edges = np.flatnonzero(np.diff(strata[order])) + 1
-    parts = np.split(shuffled, edges)  # views: shuffling them shuffles `shuffled`
-    tables = np.empty((n_permutations, *shape), dtype=np.int64)
-    for table in tables:
-        for part in parts:
-            rng.shuffle(part)
-        table[:] = np.bincount(base + shuffled, minlength=shape[0] * shape[1]).reshape(shape)
-    return information_bits(tables)
+    labels = types.labels[order].astype(np.int32)
+    edges = [0, *(np.flatnonzero(np.diff(strata[order])) + 1).tolist(), labels.size]
+    bits = np.empty((len(routers), n_permutations))
+    size = max(1, _MOST_CELLS // labels.size)
+    for start in range(0, n_permutations, size):
+        drawn = np.tile(labels, (min(size, n_permutations - start), 1))
+        for first, last in pairwise(edges):
+            drawn[:, first:last] = rng.permuted(drawn[:, first:last], axis=1)
+        for row, (experts, n_experts) in zip(bits, routers, strict=True):
+            row[start : start + size] = _bits_of_draws(experts[order], n_experts, drawn, types.n_labels)
+    return bits
 
 
-def _tables_with_margins(table: NDArray[np.int64], seed: int, n_draws: int) -> NDArray[np.int64]:
-    """Random tables with the row and column sums of `table`, (draws, rows, columns).
-
-    A row of such a table is a draw without replacement from what the rows before it have left of the columns.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = np.empty((n_draws, *table.shape), dtype=np.int64)
-    for draw in drawn:
-        left = table.sum(axis=0)
-        for row, size in enumerate(table.sum(axis=1)):
-            draw[row] = rng.multivariate_hypergeometric(left, size, method="marginals")
-            left = left - draw[row]
-    return drawn
+def _bits_of_draws(
+    experts: NDArray[np.int64], n_experts: int, drawn: NDArray[np.int32], n_labels: int
+) -> NDArray[np.float64]:
+    """Information between experts, (types,), and each row of labels, (draws, types), all with the same sums."""
+    n_types = experts.size
+    n_cells = n_experts * n_labels
+    counts = np.arange(n_types + 1, dtype=np.float64)
+    n_log_n = counts * np.log2(np.maximum(counts, 1))
+    margins = n_log_n[np.bincount(experts)].sum() + n_log_n[np.bincount(drawn[0])].sum()
+    sums = np.empty(len(drawn))
+    size = max(1, _MOST_CELLS // max(n_cells, n_types))
+    for start in range(0, len(drawn), size):
+        part = drawn[start : start + size]
+        codes = experts * n_labels + part + np.arange(len(part))[:, None] * n_cells
+        tables = np.bincount(codes.ravel(), minlength=len(part) * n_cells)
+        sums[start : start + size] = n_log_n[tables].reshape(len(part), n_cells).sum(axis=1)
+    bits: NDArray[np.float64] = np.maximum((sums - margins + n_log_n[n_types]) / n_types, 0.0)
+    return bits

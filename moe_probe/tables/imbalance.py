@@ -10,7 +10,9 @@ import polars as pl
 
 from moe_probe.counts import load_counts, load_scores
 from moe_probe.measures.balance import load_balance
+from moe_probe.measures.verdicts import DEAD, UNSEEN
 from moe_probe.tables.columns import LAYER, ROUTER, SLOT, TOKENS, Column
+from moe_probe.tables.load import expert_verdicts
 from moe_probe.tables.rows import ANY_SLOT, router_rows, stack_rows
 
 if TYPE_CHECKING:
@@ -71,7 +73,19 @@ BALANCE_COLUMNS = (
         "Mean over tokens of the last chosen less the first unchosen selection score. Null where the model gives none.",
     ),
     Column("dropped", pl.Int64, "count", "Slots that held no expert (capacity overflow, a skip)."),
-    Column("unseen", pl.Int64, "experts", "Experts without an assignment in this run; that does not make them dead."),
+    Column(
+        "dead",
+        pl.Int64,
+        "experts",
+        "Experts without an assignment in at least 30 documents of at least two domains and so many tokens that their "
+        "share is bounded below a tenth of the even one.",
+    ),
+    Column(
+        "unseen",
+        pl.Int64,
+        "experts",
+        "Other experts without an assignment: too little text was seen to call them dead.",
+    ),
     Column("n", pl.Int64, "tokens", "Tokens measured."),
 )
 
@@ -90,12 +104,14 @@ def balance(run: Run) -> pl.DataFrame:
     if counts.n == 0:
         return stack_rows(BALANCE_COLUMNS, [])
     frames = []
-    for router, table, scores in zip(run.routers, counts, load_scores(run), strict=True):
-        load = table.sum(axis=1)
+    for router, clustered, scores in zip(run.routers, counts.clustered, load_scores(run), strict=True):
+        by_expert = clustered.sum(axis=2)  # (clusters, experts)
+        load = by_expert.sum(axis=0)
         measured = load_balance(load)
+        verdicts = expert_verdicts(counts, by_expert)
         row: dict[str, object] = {} if measured is None else asdict(measured)
         row |= asdict(scores)
-        row |= {"unseen": int(np.count_nonzero(load == 0)), "n": counts.n}
-        row |= {"dropped": counts.n * router.n_slots - int(load.sum())}
+        row |= {name: int(np.count_nonzero(verdicts == name)) for name in (DEAD, UNSEEN)}
+        row |= {"dropped": counts.n * router.n_slots - int(load.sum()), "n": counts.n}
         frames.append(router_rows(router, ANY_SLOT, "all", {}, row))
     return stack_rows(BALANCE_COLUMNS, frames)

@@ -4,21 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from moe_probe.tables.columns import Column
+from moe_probe.tables.depths import PATH_COLUMNS, TRANSITION_COLUMNS, paths, transitions
+from moe_probe.tables.distances import DIVERGENCE_COLUMNS, divergence
 from moe_probe.tables.imbalance import BALANCE_COLUMNS, balance
+from moe_probe.tables.information import SPECIALISATION_COLUMNS, specialisation
 from moe_probe.tables.labels import LABEL_COLUMNS, label_table
 from moe_probe.tables.load import LOAD_COLUMNS, load_table
+from moe_probe.tables.names import EXPERT_COLUMNS, expert_names
+from moe_probe.tables.neighbours import REPETITION_COLUMNS, repetition
+from moe_probe.tables.pairs import COACTIVATION_COLUMNS, coactivation
+from moe_probe.tables.places import POSITION_COLUMNS, position
+from moe_probe.tables.tasks import AFFINITY_COLUMNS, affinity
+from moe_probe.tables.words import (
+    VOCABULARY_COLUMNS,
+    VOCABULARY_SUMMARY_COLUMNS,
+    vocabulary,
+    vocabulary_summary,
+)
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
 
 _FILE_OF_LABEL = {"upos": "syntax"}
-_TAKEN = ("load", "balance", "columns", "tokens", "syntax", "run")
+_OF_EVERY_RUN = (
+    "load",
+    "balance",
+    "specialisation",
+    "experts",
+    "repetition",
+    "position",
+    "coactivation",
+    "transitions",
+    "paths",
+    "vocabulary",
+    "vocabulary_summary",
+    "affinity",
+    "divergence",
+)
+_TAKEN = (*_OF_EVERY_RUN, "columns", "tokens", "syntax", "run")
 
 
 @dataclass(frozen=True)
@@ -31,15 +60,42 @@ class Table:
 
 
 def tables_of(run: Run) -> list[Table]:
-    """Return every table of a run, none of them made yet."""
+    """Return every table of a run, none of them made yet.
+
+    A label's table is made once, also where the experts' names ask for it again.
+    """
+    labels = [label_set.name for label_set in run.labels]
+
+    @cache
+    def of_label(label: str) -> pl.DataFrame:
+        return label_table(run, label)
+
+    def information() -> pl.DataFrame:
+        return pl.concat([specialisation(run, label) for label in labels] or [pl.DataFrame(schema=_empty())])
+
+    def names() -> pl.DataFrame:
+        return expert_names(run, tables={label: of_label(label) for label in labels})
+
     return [
         Table("load", LOAD_COLUMNS, partial(load_table, run)),
         Table("balance", BALANCE_COLUMNS, partial(balance, run)),
-        *(
-            Table(label_file(label_set.name), LABEL_COLUMNS, partial(label_table, run, label_set.name))
-            for label_set in run.labels
-        ),
+        *(Table(label_file(label), LABEL_COLUMNS, partial(of_label, label)) for label in labels),
+        Table("specialisation", SPECIALISATION_COLUMNS, information),
+        Table("experts", EXPERT_COLUMNS, names),
+        Table("repetition", REPETITION_COLUMNS, partial(repetition, run)),
+        Table("position", POSITION_COLUMNS, partial(position, run)),
+        Table("coactivation", COACTIVATION_COLUMNS, partial(coactivation, run)),
+        Table("transitions", TRANSITION_COLUMNS, partial(transitions, run)),
+        Table("paths", PATH_COLUMNS, partial(paths, run)),
+        Table("vocabulary", VOCABULARY_COLUMNS, partial(vocabulary, run)),
+        Table("vocabulary_summary", VOCABULARY_SUMMARY_COLUMNS, partial(vocabulary_summary, run)),
+        Table("affinity", AFFINITY_COLUMNS, partial(affinity, run)),
+        *([Table("divergence", DIVERGENCE_COLUMNS, partial(divergence, run))] if "domain" in labels else []),
     ]
+
+
+def _empty() -> dict[str, type[pl.DataType]]:
+    return {column.name: column.dtype for column in SPECIALISATION_COLUMNS}
 
 
 def label_file(label: str) -> str:

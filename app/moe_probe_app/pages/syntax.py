@@ -48,12 +48,19 @@ minimum = third.number_input(
 )
 
 table = library.label_table(run, label)
+everywhere = table.filter(domain="all")
 slot = SLOTS[now.slot]
-drawn = table.filter(table["expert"].is_in(list(now.focus))) if now.focus else table
+drawn = everywhere.filter(everywhere["expert"].is_in(list(now.focus))) if now.focus else everywhere
 cell = figure.clicked(
     charts.label_heatmap(drawn, now.router, slot=slot, value=value, minimum_expected=minimum, selectable=True),
     "syntax_heatmap",
 )
+if value == "lift":
+    plain.note(
+        "Full colour: the expert is specialised in the label. It takes at least 1.2 times its share of it, and not by "
+        "chance: that holds over documents, and over words. Faint: it was not shown, or there is too little text to "
+        "tell; point at a cell to see which."
+    )
 if cell:
     expert, picked = cell["customdata"][-2:]
     selection.change(focus=(int(expert),), label=label, value=str(picked), token=None)
@@ -62,12 +69,21 @@ if cell:
 here = drawn.filter(router=now.router, slot=slot)
 plain.section(
     "The same in numbers",
-    "Lift is how many times more often than by chance; 1 is chance. "
+    "Lift is how many times more often than by chance, with its 95 % interval; 1 is chance. "
     + ("The focused experts only." if now.focus else "All experts."),
 )
 st.dataframe(
     here.select(
-        "expert", "label", "assignments", "expected", "lift", "p_label_given_expert", "p_expert_given_label"
+        "expert",
+        "label",
+        "lift",
+        "ci_low",
+        "ci_high",
+        "verdict",
+        "assignments",
+        "expected",
+        "p_label_given_expert",
+        "p_expert_given_label",
     ).sort("assignments", descending=True),
     hide_index=True,
     height=330,
@@ -77,6 +93,9 @@ st.dataframe(
         "assignments": st.column_config.NumberColumn("count", format="localized"),
         "expected": st.column_config.NumberColumn("expected", format="%.1f"),
         "lift": st.column_config.NumberColumn("lift", format="%.2f"),
+        "ci_low": st.column_config.NumberColumn("from", format="%.2f", help="Lower end of the 95 % interval of lift."),
+        "ci_high": st.column_config.NumberColumn("to", format="%.2f", help="Upper end of the 95 % interval of lift."),
+        "verdict": st.column_config.TextColumn("verdict"),
         "p_label_given_expert": st.column_config.NumberColumn("of the expert's", format="percent"),
         "p_expert_given_label": st.column_config.NumberColumn("of the label's", format="percent"),
     },
