@@ -52,17 +52,20 @@ _HOMES = {
     "reroute": "intervening",
     "saturation": "tables",
     "specialisation": "tables",
+    "surprisal_difference": "tables",
     "trace": "tracing",
     "transitions": "tables",
     "vocabulary": "tables",
     "vocabulary_summary": "tables",
     "write_report": "report",
+    "write_saturation": "comparing",
 }
 
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from moe_probe.comparing import compare_runs as compare_runs
+    from moe_probe.comparing import write_saturation as write_saturation
     from moe_probe.corpus import Document as Document
     from moe_probe.corpus import read_documents as read_documents
     from moe_probe.counts import load_counts as load_counts
@@ -104,6 +107,7 @@ if TYPE_CHECKING:
     from moe_probe.tables import repetition as repetition
     from moe_probe.tables import saturation as saturation
     from moe_probe.tables import specialisation as specialisation
+    from moe_probe.tables import surprisal_difference as surprisal_difference
     from moe_probe.tables import transitions as transitions
     from moe_probe.tables import vocabulary as vocabulary
     from moe_probe.tables import vocabulary_summary as vocabulary_summary

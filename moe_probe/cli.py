@@ -157,9 +157,13 @@ def export(
 def report(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    effects: Annotated[
+        Path | None, typer.Option(help="A folder that `moe-probe ablate` wrote, to tell of too.")
+    ] = None,
 ) -> None:
     """Write what a run shows as one HTML file that needs no network."""
-    print(mp.write_report(mp.open_run(run), out))
+    measured = None if effects is None else mp.open_effects(effects)
+    print(mp.write_report(mp.open_run(run), out, effects=measured))
 
 
 @app.command()
@@ -173,6 +177,17 @@ def compare(
     for warning in mp.comparison_warnings(first, second):
         print(f"moe-probe: warning: {warning}", file=sys.stderr)
     for path in mp.compare_runs(first, second, out):
+        print(path)
+
+
+@app.command()
+def saturation(
+    runs: Annotated[list[Path], typer.Argument(help="Runs of earlier checkpoints over the same text.")],
+    reference: Annotated[Path, typer.Option(help="The run of the last checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder to write saturation.csv and saturation.html to.")],
+) -> None:
+    """Tell how early in its training each layer's routing was what it is at the end."""
+    for path in mp.write_saturation([mp.open_run(run) for run in runs], mp.open_run(reference), out):
         print(path)
 
 

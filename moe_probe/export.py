@@ -17,12 +17,12 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from moe_probe import schema
+from moe_probe.effects import EFFECT_COLUMNS, EffectFolder, effect_table
 from moe_probe.errors import BadInputError
 from moe_probe.store.files import new_file, writing
 from moe_probe.tables import columns_table, tables_of
 
 if TYPE_CHECKING:
-    from moe_probe.effects import EffectFolder
     from moe_probe.store import Run
 
 _FORMULA_STARTS = tuple("=+-@＝＋－＠")
@@ -109,9 +109,6 @@ def export_effects(folder: EffectFolder, out: str | Path) -> list[Path]:
     Raises:
         RunError: nothing is measured yet.
     """
-    # Imported here, for it brings torch, which exporting a run does not need.
-    from moe_probe.effects import EFFECT_COLUMNS, effect_table
-
     tables = [effect_table(folder, carried_by=carrier) for carrier in folder.manifest["carriers"]]
     path = Path(out)
     with writing(path):

@@ -168,3 +168,66 @@ def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     missing = [command.callback.__name__ for command in app.registered_commands if command.callback]
     assert all(f"moe-probe {name}" in readme for name in missing)
+
+
+def test_a_report_is_one_file(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    assert run_main("report", run_folder, "--out", out) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert "<title>The routing of tiny-mixtral" in out.read_text()
+    assert run_main("report", run_folder, "--out", tmp_path) == 2
+    assert "a report is one file, and this is a folder" in capsys.readouterr().err
+
+
+def test_two_runs_are_compared_and_other_models_warned_of(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = run_folder.parent / "fox.txt"
+    options = ["--labels", "shape,domain"]
+    assert run_main("trace", "tiny-mixtral", text, "--out", tmp_path / "run", "--quantization", "8bit", *options) == 0
+    capsys.readouterr()
+    assert run_main("compare", run_folder, tmp_path / "run", "--out", tmp_path / "out") == 0
+    written = capsys.readouterr()
+    names = {Path(line).name for line in written.out.splitlines()}
+    assert {"agreement.csv", "load_difference.csv", "columns.csv", "compare.html"} <= names
+    assert run_main("compare", run_folder, run_folder.parent, "--out", tmp_path / "out") == 2
+    assert "no run" in capsys.readouterr().err
+
+
+def test_saturation_is_written_for_runs_of_one_text(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("saturation", run_folder, "--reference", run_folder, "--out", tmp_path) == 0
+    assert {"saturation.csv", "saturation.html"} <= {Path(line).name for line in capsys.readouterr().out.splitlines()}
+
+
+def test_ablating_writes_the_effect_and_tells_the_report(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = run_folder.parent / "fox.txt", tmp_path / "effects"
+    options = ["--label", "shape", "--out", out]
+    assert run_main("ablate", "tiny-mixtral", text, "--layer", 2, "--experts", "1,3", *options) == 0
+    assert capsys.readouterr().out.splitlines() == [str(out / "effect.csv"), str(out / "columns.csv")]
+    with (out / "effect.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["experts"] for row in rows} == {"1 3"}
+    assert {row["carried_by"] for row in rows} == {"predicted", "routed"}
+    assert {row["verdict"] for row in rows} <= {"not shown", "not enough data", "this text only"}
+    assert run_main("report", run_folder, "--out", tmp_path / "report.html", "--effects", out) == 0
+    assert "Does switching an expert off hurt the tokens" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --layer and --experts, or --map"),
+        (["--experts", "1"], "give --layer and --experts, or --map"),
+        (["--map", "--experts", "1", "--layer", "1"], "give --layer and --experts, or --map"),
+        (["--layer", "1", "--experts", "one"], "experts 'one': give their indices separated by commas"),
+    ],
+)
+def test_wrong_ablations_are_refused_before_a_model_is_loaded(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("ablate", "no-such-model", "no-such-file", "--out", tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err

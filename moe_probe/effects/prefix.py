@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from moe_probe.errors import UnsupportedModelError
@@ -66,7 +65,7 @@ class Kept:
     @contextmanager
     def from_layer(self, layers: nn.ModuleList, first: int) -> Iterator[None]:
         """Let the layers below `first` return what they gave before, while the block is open."""
-        output = self._outputs[first - 1] if first else None
+        output = self.output_below(first)
 
         def give(*args: Any, **kwargs: Any) -> Any:
             return output
@@ -83,6 +82,6 @@ class Kept:
                 else:
                     layer.forward = own
 
-    def input_bytes(self) -> int:
-        """Return how much memory the kept outputs take."""
-        return sum(one.nbytes for one in self._outputs if isinstance(one, torch.Tensor))
+    def output_below(self, first: int) -> Any:
+        """Return what a layer's predecessor gave; None for the lowest, which has none."""
+        return self._outputs[first - 1] if first else None

@@ -4,7 +4,7 @@
 |---|---|
 | `page` | a page of sections, tables and charts in one file that asks the network for nothing |
 | `text` | the run's own text in the colours of its experts |
-| `sections`, `labelled`, `caveats` | what is said |
+| `sections`, `labelled`, `effects`, `caveats` | what is said |
 | `told` | the tables that it is said of |
 | `words` | numbers in a sentence |
 

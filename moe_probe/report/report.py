@@ -10,6 +10,7 @@ import polars as pl
 
 from moe_probe.errors import BadInputError
 from moe_probe.report.caveats import caveats
+from moe_probe.report.effects import effects_section
 from moe_probe.report.labelled import domain_section, syntax_section
 from moe_probe.report.page import Field, Page, Part, bullets, table, terms
 from moe_probe.report.sections import (
@@ -24,6 +25,7 @@ from moe_probe.report.told import Told
 from moe_probe.report.words import listed, numbered
 
 if TYPE_CHECKING:
+    from moe_probe.effects import EffectFolder
     from moe_probe.store import Run
 
 OnPart = Callable[[str, int, int], None]
@@ -47,15 +49,18 @@ _SECTIONS: tuple[tuple[str, Callable[[Told], Section]], ...] = (
 )
 
 
-def write_report(run: Run, path: str | Path, *, on_part: OnPart | None = None) -> Path:
+def write_report(
+    run: Run, path: str | Path, *, effects: EffectFolder | None = None, on_part: OnPart | None = None
+) -> Path:
     """Write what a run shows as one HTML file that needs no network, for the screen and for paper.
 
     It opens with a few texts coloured by their experts, then asks about load, syntax, domain, repetition, experts and
-    balance, and ends with the run's caveats. The same run gives the same bytes.
+    balance (and about cause, given `effects`), and ends with the run's caveats. The same run gives the same bytes.
 
     Args:
         run: an open run.
         path: the file, replaced if it is there; its folder is made if need be.
+        effects: from `open_effects`, to tell of switching experts off too.
         on_part: called with each section's name before it is made, how many are done, and how many there will be.
 
     Returns:
@@ -76,6 +81,8 @@ def write_report(run: Run, path: str | Path, *, on_part: OnPart | None = None) -
     for done, (name, make) in enumerate(_SECTIONS):
         say(name, done, len(_SECTIONS) + 1)
         sections.append(make(told))
+    if effects is not None:
+        sections.append(effects_section(effects))
     say("caveats", len(_SECTIONS), len(_SECTIONS) + 1)
     sections.append(_caveats_section(told))
     model = _model_name(run)
