@@ -38,6 +38,7 @@ _HOMES = {
     "export_csv": "export",
     "find_routers": "recording",
     "force": "intervening",
+    "import_run": "importers",
     "label_table": "tables",
     "load": "models",
     "load_counts": "counts",
@@ -58,6 +59,7 @@ _HOMES = {
     "vocabulary": "tables",
     "vocabulary_summary": "tables",
     "write_report": "report",
+    "write_run": "importers",
     "write_saturation": "comparing",
 }
 
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
     from moe_probe.errors import RunError as RunError
     from moe_probe.errors import UnsupportedModelError as UnsupportedModelError
     from moe_probe.export import export_csv as export_csv
+    from moe_probe.importers import import_run as import_run
+    from moe_probe.importers import write_run as write_run
     from moe_probe.intervening import ablate as ablate
     from moe_probe.intervening import force as force
     from moe_probe.intervening import reroute as reroute

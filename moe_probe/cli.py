@@ -266,6 +266,42 @@ def ablate(
         print(path)
 
 
+@app.command(name="import")
+def import_(
+    format_: Annotated[
+        Literal["jsonl", "vllm", "sglang", "olmoe", "esft"],
+        typer.Argument(metavar="FORMAT", help="jsonl, vllm, sglang, olmoe or esft."),
+    ],
+    path: Annotated[Path, typer.Argument(help="The file, or for esft the folder, that another tool wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    model: Annotated[str | None, typer.Option(help="Its name, or its folder, whose config.json gives sizes.")] = None,
+    n_experts: Annotated[int | None, typer.Option(min=1, help="Experts a layer, where the file does not say.")] = None,
+    n_slots: Annotated[int | None, typer.Option(min=1, help="Experts a token, where the file does not say.")] = None,
+    n_layers: Annotated[int | None, typer.Option(min=1, help="Layers, where the file does not say.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A folder or a hub id, to make text of token ids.")] = None,
+    labels: Annotated[str, typer.Option(help="Labels to give every token, separated by commas; they need text.")] = "",
+    language: Language = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an import that was interrupted.")] = False,
+) -> None:
+    """Make a run of what another tool recorded: vLLM, SGLang, OLMoE's scripts, ESFT, or JSON lines."""
+    from moe_probe.importers import import_and_say
+
+    run = import_and_say(
+        format_,
+        path,
+        out,
+        model=model,
+        n_experts=n_experts,
+        n_slots=n_slots,
+        n_layers=n_layers,
+        tokenizer=tokenizer,
+        labels=_names(labels),
+        language=language,
+        resume=resume,
+    )
+    _say_done(run)
+
+
 @app.command()
 def explore(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of runs.")] = Path("runs"),

@@ -196,7 +196,7 @@ def _token_columns(run: Run) -> dict[str, str]:
         of = f"of router {router.index} ({router.name}), slot"
         for slot in range(router.n_slots):
             columns[schema.expert_column(router.index, slot)] = f"The expert {of} {slot}; empty where it was dropped."
-        for slot in range(router.n_slots):
+        for slot in range(router.n_slots if run.with_weights[router.index] else 0):
             columns[schema.weight_column(router.index, slot)] = (
                 f"What the expert's output was multiplied by, {of} {slot}."
             )

@@ -47,7 +47,7 @@ TOKEN_COLUMNS = (
     "word_initial",
 )
 SURPRISAL_COLUMN = "surprisal"
-RESERVED = {*TOKEN_COLUMNS, SURPRISAL_COLUMN, "row", "shard"} - {"phase"}
+RESERVED = {*TOKEN_COLUMNS, SURPRISAL_COLUMN, "row", "shard", "cluster", "domain_of_document"} - {"phase"}
 
 _LABEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ROUTING_NAME = re.compile(r"(expert|weight|entropy|margin)(_\d+)+")
@@ -158,15 +158,20 @@ def check_version(version: object, path: object) -> None:
         )
 
 
-def routing_columns(routers: Sequence[Router], with_scores: Sequence[bool]) -> list[str]:
+def routing_columns(
+    routers: Sequence[Router], with_scores: Sequence[bool], with_weights: Sequence[bool] | None = None
+) -> list[str]:
     """Return the columns of a routing file in their order on disk.
 
-    `with_scores[i]` says that the entropy and margin of router i are known.
+    `with_scores[i]` says that the entropy and margin of router i are known, `with_weights[i]` that its weights are;
+    None: those of all routers, as in every run but an imported one.
     """
     columns: list[str] = []
-    for router, scored in zip(routers, with_scores, strict=True):
+    weighted_routers = with_weights or (True,) * len(routers)
+    for router, scored, weighted in zip(routers, with_scores, weighted_routers, strict=True):
         columns += [expert_column(router.index, slot) for slot in range(router.n_slots)]
-        columns += [weight_column(router.index, slot) for slot in range(router.n_slots)]
+        if weighted:
+            columns += [weight_column(router.index, slot) for slot in range(router.n_slots)]
         if scored:
             columns += [entropy_column(router.index), margin_column(router.index)]
     return columns

@@ -65,7 +65,8 @@ RANDOM = ("random", "random, by document")
 
 DOCUMENT_TEST = "document test, p < .05"
 LIFT_COVERED = "lift, 95 % intervals that cover"
-ANY_Q = "a table with any q < .05"
+ANY_Q = "a table with any q < .05 in the document test"
+MANY_Q = "cells with q < .05 in the document test, a table"
 TYPE_TEST = "type test, p < .05"
 FALSE_CELLS = "cells called specialised, a table"
 LOAD_COVERED = "load, 95 % intervals that cover"
@@ -87,7 +88,7 @@ GIVEN_BITS = "given_token_bits, mean"
 GIVEN_NAIVE = "given_token_bits, mean, labels permuted within the word in all documents"
 
 
-def judge_null(draw: Draw, n_experts: int, n_documents: int, rng: np.random.Generator) -> Tally:
+def judge_null(draw: Draw, knows_words: bool, n_experts: int, n_documents: int, rng: np.random.Generator) -> Tally:
     """Judge a router that knows nothing of labels by both tests, the verdict, and the intervals of lift and load."""
     routing = draw(rng, n_experts, n_documents)
     by_slot = {slots: cell_estimates(routing.clustered(slots)) for slots in (BOTH_SLOTS, FIRST_CHOICE)}
@@ -100,12 +101,13 @@ def judge_null(draw: Draw, n_experts: int, n_documents: int, rng: np.random.Gene
     shares, truth = clustered_shares(loads), routing.shares()
     found = {
         DOCUMENT_TEST: _share(cells.p < 0.05, tested),
-        ANY_Q: (float((q < 0.05).any()), 1),
         LIFT_COVERED: _share(covered, tested),
         TYPE_TEST: _share(types.p < 0.05, np.isfinite(types.p)),
         FALSE_CELLS: (float((verdicts == SPECIALISED).sum()), 1),
         LOAD_COVERED: _share((shares.low <= truth) & (truth <= shares.high), np.isfinite(truth)),
     }
+    if not knows_words:  # of those that do, the document test is right to find most cells unlike the others
+        found |= {ANY_Q: (float((q < 0.05).any()), 1)} if n_experts == 8 else {MANY_Q: (float((q < 0.05).sum()), 1)}
     return found | (_judge_published(routing, tested) if n_experts == 8 else {})
 
 

@@ -24,6 +24,7 @@ from calibration_draws import (
     HELD_OUT,
     LIFT_COVERED,
     LOAD_COVERED,
+    MANY_Q,
     NULL_ROUTERS,
     ODDS,
     ODDS_OF_WORDS,
@@ -82,10 +83,10 @@ def _null_study(router: str, n_experts: int, n_documents: int) -> Study:
     }
     if router in RANDOM:
         bounds[DOCUMENT_TEST] = Bounds(None if few else 0.04, 0.06)
-        bounds[ANY_Q] = Bounds(None, 0.08)
+        bounds |= {ANY_Q: Bounds(None, 0.08)} if n_experts == 8 else {MANY_Q: Bounds(None, 0.2)}
     if n_documents >= 100:
         bounds[LOAD_COVERED] = AS_SAID
-    judge = partial(judge_null, NULL_ROUTERS[router], n_experts, n_documents)
+    judge = partial(judge_null, NULL_ROUTERS[router], router not in RANDOM, n_experts, n_documents)
     return Study(router, n_experts, n_documents, judge, bounds, quick=n_documents < 200 and n_experts < 256)
 
 

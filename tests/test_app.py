@@ -59,7 +59,9 @@ def written(page: AppTest) -> str:
     return "\n".join(str(one.proto.body) for one in page.get("html"))
 
 
-@pytest.mark.parametrize("name", ["text", "layers", "syntax", "runs"])
+@pytest.mark.parametrize(
+    "name", ["text", "layers", "syntax", "domains", "experts", "coactivation", "paths", "compare", "ablate", "runs"]
+)
 @pytest.mark.parametrize("run_name", ["small", "wide"])
 def test_a_page_runs_alone_and_shows_the_run_of_its_address(name: str, run_name: str) -> None:
     page = open_page(name, run=run_name, layer="1")
@@ -71,7 +73,9 @@ def test_a_page_runs_alone_and_shows_the_run_of_its_address(name: str, run_name:
     assert page.query_params["run"] == run_name
 
 
-@pytest.mark.parametrize("name", ["text", "layers", "syntax", "runs"])
+@pytest.mark.parametrize(
+    "name", ["text", "layers", "syntax", "domains", "experts", "coactivation", "paths", "compare", "runs"]
+)
 def test_without_runs_a_page_says_how_to_make_one(name: str, tmp_path: Path) -> None:
     configure(Settings(tmp_path))
     assert "moe-probe trace tiny-mixtral" in written(open_page(name))

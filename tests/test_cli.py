@@ -166,7 +166,7 @@ def test_the_demo_traces_the_sample_texts_in_four_bits(tmp_path: Path) -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    missing = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    missing = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     assert all(f"moe-probe {name}" in readme for name in missing)
 
 
@@ -231,3 +231,21 @@ def test_wrong_ablations_are_refused_before_a_model_is_loaded(
 ) -> None:
     assert run_main("ablate", "no-such-model", "no-such-file", "--out", tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_foreign_trace_becomes_a_run_and_its_traps_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"layer": layer, "token_idx": token, "experts": [token % 4, 4 + layer], "gating_probs": [0.25, 0.75]}
+        for token in range(12)
+        for layer in range(2)
+    ]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_main("import", "jsonl", tmp_path / "trace.jsonl", "--out", tmp_path / "run", "--n-experts", 8) == 0
+    written = capsys.readouterr()
+    assert "12 tokens" in written.out
+    assert "warning: " in written.err
+    run = mp.open_run(tmp_path / "run")
+    assert run.experts(layer=1)[:3].tolist() == [[5, 0], [5, 1], [5, 2]]  # by weight, the heaviest first
+    assert run_main("import", "jsonl", tmp_path / "none", "--out", tmp_path / "other") == 2

@@ -20,7 +20,7 @@ FLOORS = (
     {"corpus", "palette"},
     {"labels", "models", "recording"},
     {"store"},
-    {"relabelling"},
+    {"relabelling", "importers"},
     {"tracing"},
     {"counts"},
     {"tables"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"comparing"},
     {"cli"},
 )
-TORCH_ALLOWED = {"effects", "intervening", "models", "recording", "tracing"}
+TORCH_ALLOWED = {"effects", "importers", "intervening", "models", "recording", "tracing"}
 TORCH = {"torch", "transformers", "accelerate", "bitsandbytes", "moe_probe_kernels"}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from written_runs import LABELS, ROUTERS, SCORES, HandMade
 
 from moe_probe.errors import BadInputError, RunError
-from moe_probe.schema import routing_file, tokens_file
+from moe_probe.schema import check_label_name, routing_file, tokens_file
 from moe_probe.store import open_run
 
 
@@ -261,3 +261,35 @@ def test_unknown_documents_labels_and_columns_are_named(made):
         run.label_values("shape")
     with pytest.raises(BadInputError, match="column 'colour': the tokens have document, position"):
         run.tokens(["colour"])
+
+
+def test_a_run_without_weights_is_read_and_says_what_it_lacks(tmp_path):
+    made = HandMade(tmp_path / "run", [5, 3], shard_rows=6, weights=False)
+    run = open_run(made.path)
+    assert run.with_weights == [False, False, False]
+    assert [router["weights"] for router in run.manifest["routers"]] == [False, False, False]
+    assert not any(name.startswith("weight") for name in pq.read_schema(made.path / routing_file(0)).names)
+    document = run.document(1)
+    for index, experts in enumerate(made.experts):
+        np.testing.assert_array_equal(run.experts(router=index), experts)
+        np.testing.assert_array_equal(document.experts(router=index), experts[5:])
+        for ask in (run.weights, document.weights):
+            with pytest.raises(RunError, match=f"router {index} has no weights, for the run was imported"):
+                ask(router=index)
+    np.testing.assert_array_equal(run.entropy(layer=2), made.scores[0].astype(np.float16))
+    long = run.sql("select * from assignments")
+    assert long["weight"].to_list() == [None] * sum(int((experts >= 0).sum()) for experts in made.experts)
+    assert long["weight"].dtype == pl.Float32
+    assert run.sql("select * from routing").columns == [*run.token_columns, *document.routing.columns]
+
+
+def test_a_run_that_was_traced_says_nothing_of_weights_and_has_them(made):
+    run = open_run(made.path)
+    assert run.with_weights == [True, True, True]
+    assert not any("weights" in router for router in run.manifest["routers"])
+
+
+@pytest.mark.parametrize("name", ["cluster", "domain_of_document", "row", "token_id", "expert_0_1"])
+def test_a_label_cannot_have_the_name_of_a_column_that_is_made_beside_it(name):
+    with pytest.raises(BadInputError, match="every run has a column of that name already"):
+        check_label_name(name)

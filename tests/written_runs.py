@@ -33,8 +33,10 @@ class HandMade:
         seed: int = 0,
         written: int | None = None,
         drop: float = 0.2,
+        weights: bool = True,
     ) -> None:
         self.path = path
+        self.has_weights = weights
         draw = np.random.default_rng(seed)
         self.layout = lay_out(counts, Windowing(context=4), shard_rows)
         n = sum(counts)
@@ -64,7 +66,8 @@ class HandMade:
                 begin += shard.rows
                 writer.write_shard(shard.number, self.tokens(rows), self.routing(rows), ShardFacts(SCORES, "passed"))
             complete = len(shards) == len(self.layout.shards)
-            writer.publish({"corpus": {"documents": len(self.names)}}, ROUTERS, LABELS, complete=complete)
+            about = {"corpus": {"documents": len(self.names)}}
+            writer.publish(about, ROUTERS, LABELS, complete=complete, weights=self.has_weights)
 
     def documents(self) -> pa.Table:
         counts = self.layout.rows
@@ -102,11 +105,11 @@ class HandMade:
 
     def routing(self, rows: slice) -> pa.Table:
         n = len(self.document[rows])
-        block = RoutingBlock(ROUTERS, SCORES, n)
+        block = RoutingBlock(ROUTERS, SCORES, n, weights=self.has_weights)
         half = np.arange(n // 2, n), np.arange(n // 2)  # the order of filling does not matter
         for index in range(len(ROUTERS)):
             for part in half:
                 entropy, margin = (score[rows][part] if SCORES[index] else None for score in self.scores)
                 experts, weights = self.experts[index][rows][part], self.weights[index][rows][part]
-                block.fill(index, part, experts, weights, entropy, margin)
+                block.fill(index, part, experts, weights if self.has_weights else None, entropy, margin)
         return block.to_table()

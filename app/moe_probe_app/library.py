@@ -5,6 +5,7 @@ Only folders that really lie under the root are ever opened, whatever a link ask
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,19 @@ from moe_probe.tokenview import content_key, pack
 
 OPEN_RUNS = 8
 PACKED_DOCUMENTS = 6
-KEPT_TABLES = 24
+KEPT_TABLES = 40
+DOCUMENT_LABELS = ("domain", "language")
+"""Label sets of which a document has one value."""
+
+_TABLES: dict[str, Callable[[Run], pl.DataFrame]] = {
+    "load": tables.load_table,
+    "balance": tables.balance,
+    "affinity": tables.affinity,
+    "divergence": tables.divergence,
+    "repetition": tables.repetition,
+    "coactivation": tables.coactivation,
+    "transitions": tables.transitions,
+}
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,61 @@ def label_table(run: Run, label: str) -> pl.DataFrame:
     return _table(*identity(run), "label", label, run)
 
 
+def affinity(run: Run) -> pl.DataFrame:
+    """Return how much of each domain's work each expert does; see `tables.affinity`."""
+    return _table(*identity(run), "affinity", "", run)
+
+
+def divergence(run: Run) -> pl.DataFrame:
+    """Return how far apart the loads of domains lie; see `tables.divergence`."""
+    return _table(*identity(run), "divergence", "", run)
+
+
+def repetition(run: Run) -> pl.DataFrame:
+    """Return how often neighbours share an expert; see `tables.repetition`."""
+    return _table(*identity(run), "repetition", "", run)
+
+
+def coactivation(run: Run) -> pl.DataFrame:
+    """Return how often each pair of experts was chosen for one token; see `tables.coactivation`."""
+    return _table(*identity(run), "coactivation", "", run)
+
+
+def transitions(run: Run) -> pl.DataFrame:
+    """Return how often a first choice followed another in the next layer; see `tables.transitions`."""
+    return _table(*identity(run), "transitions", "", run)
+
+
+def paths(run: Run, layers: tuple[int, ...]) -> pl.DataFrame:
+    """Return the paths of first choices through some layers that stand out; see `tables.paths`."""
+    return _paths(*identity(run), layers, run)
+
+
+@st.cache_resource(max_entries=KEPT_TABLES, show_spinner="Counting …")
+def _paths(path: str, written: int, layers: tuple[int, ...], _run: Run) -> pl.DataFrame:
+    return tables.paths(_run, layers=layers)
+
+
+def expert_names(run: Run) -> pl.DataFrame:
+    """Return what each expert is an expert in; see `tables.expert_names`."""
+    return _table(*identity(run), "experts", "", run)
+
+
+def document_with(run: Run, label: str, value: str, now: int) -> int:
+    """Return the place of a document to show a label's value in.
+
+    That is `now`, unless the label is one of whole documents and another one has the value.
+    """
+    documents = run.documents()
+    if label not in DOCUMENT_LABELS or documents[label][now] == value:
+        return now
+    return next((place for place, name in enumerate(documents[label]) if name == value), now)
+
+
 @st.cache_resource(max_entries=KEPT_TABLES, show_spinner="Counting …")
 def _table(path: str, written: int, table: str, label: str, _run: Run) -> pl.DataFrame:
     if table == "label":
         return tables.label_table(_run, label)
-    return {"load": tables.load_table, "balance": tables.balance}[table](_run)
+    if table == "experts":
+        return tables.expert_names(_run, tables={one.name: label_table(_run, one.name) for one in _run.labels})
+    return _TABLES[table](_run)

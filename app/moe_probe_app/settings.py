@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+BUNDLED = "tiny-mixtral"
+"""The model that comes with moe_probe."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -30,3 +33,8 @@ def configure(settings: Settings) -> None:
 def current() -> Settings:
     """Return what the explorer was started with."""
     return _chosen
+
+
+def models() -> list[str]:
+    """Return the models that may be loaded: the bundled one, and the one that was named at the start."""
+    return list(dict.fromkeys([BUNDLED, *([_chosen.model] if _chosen.model else [])]))

@@ -5,6 +5,13 @@
 | `load` | the load of all experts, and of one layer's |
 | `depth` | measures over depth |
 | `labels` | experts against labels |
+| `domains` | domains: shares, divergence, repetition in each |
+| `experts` | one expert: what it is chosen for, its load over layers |
+| `neighbours` | repetition against its chances |
+| `pairs`, `pair_cells` | experts chosen together; steps from layer to layer |
+| `paths` | first choices over depth |
+| `agreement`, `surprisal` | two runs |
+| `effects` | what switching an expert off does |
 | `look` | what they share |
 
 Each title asks what the picture answers; each subtitle gives the baseline and how much was counted. Backgrounds are

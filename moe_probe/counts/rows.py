@@ -50,8 +50,11 @@ class TokenRows:
         return self._take(schema.expert_column, pl.Int32, router)
 
     def weights(self, router: int | schema.Router) -> NDArray[np.float32]:
-        """Return the factors that the experts' outputs were multiplied by, (rows, slots)."""
-        return self._take(schema.weight_column, pl.Float32, router)
+        """Return the factors that the experts' outputs were multiplied by, (rows, slots); NaN where not known."""
+        index = self._run.router_index(router=router.index if isinstance(router, schema.Router) else router)
+        if not self._run.with_weights[index]:
+            return np.full((self.frame.height, self._run.routers[index].n_slots), np.nan, dtype=np.float32)
+        return self._take(schema.weight_column, pl.Float32, index)
 
     def _take(
         self, column_of: Callable[[int, int], str], dtype: type[pl.DataType], router: int | schema.Router

@@ -8,6 +8,10 @@
 | `batches` | the batches of a traced run, and whose label a change belongs to |
 | `folder` | sums on disk; stopping and going on |
 | `table` | the numbers, their intervals and controls |
+| `by_token` | the change of each token, for showing it |
+| `cost` | how long it will take |
+| `texts` | the documents of a run, to measure on |
+| `wording` | what may be said of an effect in a sentence |
 
 Measuring needs torch; reading what was measured does not, so `measuring` is loaded when it is first used.
 """

@@ -143,7 +143,7 @@ def _of_the_labels(told: Told) -> list[str]:
 def _of_the_model(told: Told) -> list[str]:
     model = told.run.manifest.get("model", {})
     quantised = model.get("quantization")
-    if not quantised:
+    if not quantised or quantised == "unknown":
         return []
     experts = [part for part in told.run.manifest.get("precision", []) if part["part"] == "experts"]
     stored = f" ({experts[0]['bits_per_parameter']:.1f} bits a parameter)" if experts else ""

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from moe_probe.errors import RunError
 from moe_probe.schema import Router, entropy_column, margin_column
-from moe_probe.store.columns import Floats, Ints, experts_of, find_router, weights_of
+from moe_probe.store.columns import Floats, Ints, experts_of, find_router, weight_columns, weights_of
+
+NO_WEIGHTS = "has no weights, for the run was imported from a trace without them; only experts are known"
+"""What is said of a router whose weights are asked for and were never recorded."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,15 @@ class DocumentRouting:
         return experts_of(self.routing, self.routers[find_router(self.routers, layer, router)])
 
     def weights(self, layer: int | None = None, *, router: int | None = None) -> Floats:
-        """Return the factors that the experts' outputs were multiplied by, (tokens, slots)."""
-        return weights_of(self.routing, self.routers[find_router(self.routers, layer, router)])
+        """Return the factors that the experts' outputs were multiplied by, (tokens, slots).
+
+        Raises:
+            RunError: if the run was imported from a trace without weights.
+        """
+        chosen = self.routers[find_router(self.routers, layer, router)]
+        if not set(weight_columns(chosen)) <= set(self.routing.columns):
+            raise RunError(f"document {self.name!r}: router {chosen.index} {NO_WEIGHTS}")
+        return weights_of(self.routing, chosen)
 
     def entropy(self, layer: int | None = None, *, router: int | None = None) -> Floats | None:
         """Return the entropy of a router's scores in bits, (tokens,), or None where they are not known."""

@@ -38,7 +38,7 @@ from moe_probe.schema import (
 )
 from moe_probe.store import views
 from moe_probe.store.columns import Floats, Ints, expert_columns, experts_of, find_router, weight_columns, weights_of
-from moe_probe.store.document import DocumentRouting
+from moe_probe.store.document import NO_WEIGHTS, DocumentRouting
 from moe_probe.store.files import read_footer, read_json
 from moe_probe.store.shards import METADATA_KEY
 
@@ -74,6 +74,7 @@ class Run:
         manifest: what run.json holds.
         routers: where the model chooses experts, in order.
         with_scores: for each router, whether its entropy and margin are known.
+        with_weights: for each router, whether its weights are known; they are in every run that was traced.
         labels: the label sets of its tokens.
         shards: numbers of the shards that are whole, in order.
     """
@@ -85,6 +86,7 @@ class Run:
         fields = ("index", "name", "layer", "n_experts", "n_slots", "kind")
         self.routers = [Router(**{field: router[field] for field in fields}) for router in manifest["routers"]]
         self.with_scores: list[bool] = [router["scores"] for router in manifest["routers"]]
+        self.with_weights: list[bool] = [router.get("weights", True) for router in manifest["routers"]]
         self.labels = [LabelSet(**label) for label in manifest["labels"]]
         self._rows: dict[int, int] = {shard["number"]: shard["rows"] for shard in manifest["shards"]}
         self.shards = sorted(self._rows)
@@ -146,8 +148,14 @@ class Run:
         return np.concatenate(parts) if parts else np.zeros((0, chosen.n_slots), np.int32)
 
     def weights(self, layer: int | None = None, *, router: int | None = None) -> Floats:
-        """Return the factors that the experts' outputs were multiplied by, (tokens, slots), as float16 holds them."""
+        """Return the factors that the experts' outputs were multiplied by, (tokens, slots), as float16 holds them.
+
+        Raises:
+            RunError: if the run was imported from a trace without weights.
+        """
         chosen = self.routers[self.router_index(layer, router)]
+        if not self.with_weights[chosen.index]:
+            raise RunError(f"{self.path}: router {chosen.index} {NO_WEIGHTS}")
         parts = [weights_of(shard.routing(weight_columns(chosen)), chosen) for shard in self.iter_shards()]
         return np.concatenate(parts) if parts else np.zeros((0, chosen.n_slots), np.float32)
 
@@ -168,7 +176,7 @@ class Run:
             BadInputError: if the run has no such document.
         """
         row = self._find(document)
-        routed = routing_columns(self.routers, self.with_scores)
+        routed = self._routing_columns()
         routing = [
             _slice(self.path / routing_file(number), routed, first, count) for number, first, count in self._parts(row)
         ]
@@ -293,7 +301,7 @@ class Run:
         for number in self.shards:
             self._check(number)
         self._refuse_stale(self.token_columns)
-        routed = routing_columns(self.routers, self.with_scores)
+        routed = self._routing_columns()
         return views.connect(self.path, self.shards, self.routers, self.token_columns, routed)
 
     def _check(self, number: int) -> None:
@@ -334,11 +342,15 @@ class Run:
 
     def _routing_schema(self) -> dict[str, pl.DataType]:
         """Return the types of the routing columns, for a document without rows."""
-        types: dict[str, pl.DataType] = dict.fromkeys(routing_columns(self.routers, self.with_scores), pl.Float32())
+        types: dict[str, pl.DataType] = dict.fromkeys(self._routing_columns(), pl.Float32())
         for router in self.routers:
             kind = {8: pl.UInt8(), 16: pl.UInt16(), 32: pl.UInt32()}[expert_bits(router.n_experts)]
             types |= dict.fromkeys(expert_columns(router), kind)
         return types
+
+    def _routing_columns(self) -> list[str]:
+        """Return the columns of the routing files."""
+        return routing_columns(self.routers, self.with_scores, self.with_weights)
 
     def _score(self, router: int, column: str) -> Floats | None:
         if not self.with_scores[router]:
@@ -363,7 +375,7 @@ class Shard:
 
     def routing(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return a row a token: experts (unsigned, null where dropped), weights and scores (float32)."""
-        wanted = list(columns) if columns is not None else routing_columns(self.run.routers, self.run.with_scores)
+        wanted = list(columns) if columns is not None else self.run._routing_columns()
         frame = pl.read_parquet(self.run.path / routing_file(self.number), columns=wanted, glob=False)
         return frame.select(wanted).cast({pl.Float16: pl.Float32})
 

@@ -56,25 +56,29 @@ class RoutingBlock:
         [{'expert_0_0': 3, 'expert_0_1': 1, 'weight_0_0': 0.75, 'weight_0_1': 0.25}]
     """
 
-    def __init__(self, routers: Sequence[Router], scores: Sequence[bool], rows: int) -> None:
-        """Make room for `rows` tokens; `scores[i]` says that router i has an entropy and a margin."""
+    def __init__(self, routers: Sequence[Router], scores: Sequence[bool], rows: int, *, weights: bool = True) -> None:
+        """Make room for `rows` tokens; `scores[i]` says that router i has an entropy and a margin.
+
+        Without `weights` there are no columns for them.
+        """
         self.routers = list(routers)
         self.scores = list(scores)
         self.n_rows = rows
+        self.has_weights = weights
         kinds = [np.dtype(f"uint{expert_bits(router.n_experts)}") for router in routers]
         # One contiguous row a column on disk.
         self._experts = [
             np.full((r.n_slots, rows), np.iinfo(kind).max, kind) for r, kind in zip(routers, kinds, strict=True)
         ]
-        self._weights = [np.zeros((router.n_slots, rows), np.float16) for router in routers]
+        self._weights = [np.zeros((router.n_slots if weights else 0, rows), np.float16) for router in routers]
         self._scores = [np.full((2, rows if scored else 0), np.nan, np.float16) for scored in scores]
 
     def fill(
         self,
         router: int,
-        rows: npt.NDArray[np.integer],
+        rows: npt.NDArray[np.integer] | slice,
         experts: npt.NDArray[np.integer],
-        weights: npt.NDArray[np.floating],
+        weights: npt.NDArray[np.floating] | None,
         entropy: npt.NDArray[np.floating] | None = None,
         margin: npt.NDArray[np.floating] | None = None,
     ) -> None:
@@ -84,7 +88,7 @@ class RoutingBlock:
             router: its index.
             rows: (tokens,), places in the shard.
             experts: (tokens, slots), heaviest first, -1 where a slot held none.
-            weights: (tokens, slots), as executed.
+            weights: (tokens, slots), as executed; None in a block without weights.
             entropy: (tokens,) bits, where the router has scores.
             margin: (tokens,), where the router has scores.
 
@@ -97,17 +101,12 @@ class RoutingBlock:
             raise RoutingError(
                 f"{of.name}: expert {wrong} was recorded of {of.n_experts}; this is a fault, please report it"
             )
-        with np.errstate(over="ignore"):
-            halves = weights.astype(np.float16)
-        if not np.isfinite(halves).all():
-            wrong_weight = float(weights[~np.isfinite(halves)][0])
-            raise RoutingError(
-                f"{of.name}: a weight of {wrong_weight} cannot be stored in float16; load the model with another dtype"
-                " and look whether its output is finite"
-            )
+        if (weights is not None) != self.has_weights:
+            raise ValueError(f"{of.name}: its weights were {'promised' if weights is None else 'not promised'}")
         # Casting -1 to an unsigned integer gives its largest value, which is no expert: this is what `null` looks for.
         self._experts[router][:, rows] = experts.T.astype(self._experts[router].dtype)
-        self._weights[router][:, rows] = halves.T
+        if weights is not None:
+            self._weights[router][:, rows] = _halves(of, weights).T
         if self.scores[router]:
             if entropy is None or margin is None:
                 raise ValueError(f"{of.name}: its entropy and margin were promised")
@@ -126,12 +125,24 @@ class RoutingBlock:
                 dropped = experts[slot] == nothing
                 mask = dropped if dropped.any() else None
                 columns[expert_column(router.index, slot)] = pa.array(experts[slot], mask=mask)
-            for slot in range(router.n_slots):
+            for slot in range(len(weights)):
                 columns[weight_column(router.index, slot)] = pa.array(weights[slot])
             if scores.shape[1] or self.scores[router.index]:
                 columns[entropy_column(router.index)] = pa.array(scores[0])
                 columns[margin_column(router.index)] = pa.array(scores[1])
         return pa.table(columns)
+
+
+def _halves(router: Router, weights: npt.NDArray[np.floating]) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        halves: npt.NDArray[np.float16] = weights.astype(np.float16)
+    if not np.isfinite(halves).all():
+        wrong = float(weights[~np.isfinite(halves)][0])
+        raise RoutingError(
+            f"{router.name}: a weight of {wrong} cannot be stored in float16; load the model with another dtype"
+            " and look whether its output is finite"
+        )
+    return halves
 
 
 def tokens_table(

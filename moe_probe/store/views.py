@@ -7,7 +7,7 @@ were compared. `assignments` is the long form, one row an executed assignment. I
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import duckdb
@@ -44,7 +44,7 @@ def connect(
         chosen = [f"t.{_name(column)}" for column in token_columns] + [f"r.{_name(column)}" for column in routing]
         connection.execute(f"CREATE VIEW tokens AS SELECT {_names(token_columns)} FROM {_files(tokens)}")
         connection.execute(f"CREATE VIEW routing AS SELECT {', '.join(chosen)} FROM {sides}")
-        assignments = _assignments(_files(tokens), _files(routed), routers, token_columns)
+        assignments = _assignments(_files(tokens), _files(routed), routers, token_columns, frozenset(routing))
         connection.execute(f"CREATE VIEW assignments AS {assignments}")
     # From here on a query reads the files listed above; it cannot open another, nor lift the ban.
     files = [*tokens, *routed, documents]
@@ -74,16 +74,18 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pl.DataFrame:
         raise BadInputError(f"sql {_one_line(sql)!r}: {_one_line(str(error), 300)}") from error
 
 
-def _assignments(tokens: str, routing: str, routers: Sequence[Router], token_columns: Sequence[str]) -> str:
+def _assignments(
+    tokens: str, routing: str, routers: Sequence[Router], token_columns: Sequence[str], there: Collection[str]
+) -> str:
     """Return one branch a router, so that a query that names a layer reads that layer's columns alone.
 
     Each branch joins the files itself: to go through the view `routing`, or to have a branch a slot, takes DuckDB up to
-    a hundred times longer to plan where there are hundreds of columns.
+    a hundred times longer to plan where there are hundreds of columns. A weight that is not `there` is null.
     """
     branches = []
     for router in routers:
         experts = ", ".join(expert_columns(router))
-        weights = ", ".join(weight_columns(router))
+        weights = ", ".join(name if name in there else "NULL::FLOAT" for name in weight_columns(router))
         slots = ", ".join(map(str, range(router.n_slots)))
         branches.append(
             f"SELECT * FROM (SELECT {_names(token_columns)}, {router.layer} AS layer, {router.index} AS router,"

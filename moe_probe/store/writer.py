@@ -242,7 +242,13 @@ class RunWriter:
         self._write_json(MANIFEST_FILE, manifest)
 
     def publish(
-        self, about: Mapping[str, object], routers: Sequence[Router], labels: Sequence[LabelSet], *, complete: bool
+        self,
+        about: Mapping[str, object],
+        routers: Sequence[Router],
+        labels: Sequence[LabelSet],
+        *,
+        complete: bool,
+        weights: bool = True,
     ) -> None:
         """Write run.json: the shards that are whole become the run.
 
@@ -251,14 +257,20 @@ class RunWriter:
             routers: where the model chooses experts.
             labels: the label columns of the tokens.
             complete: whether these are all shards of the plan.
+            weights: whether the routers' weights are known.
         """
         in_order = [self._facts[number] for number in self.shards]
         scores = self.scores or (False,) * len(routers)
+        # What is not said is true: a run that was traced has weights, and says so by saying nothing.
+        unweighted = {} if weights else {"weights": False}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "complete": complete,
             **about,
-            "routers": [{**router.as_dict(), "scores": scored} for router, scored in zip(routers, scores, strict=True)],
+            "routers": [
+                {**router.as_dict(), "scores": scored, **unweighted}
+                for router, scored in zip(routers, scores, strict=True)
+            ],
             "labels": [label.as_dict() for label in labels],
             "self_check": in_order[0][1].self_check if in_order else "not run: no shard is whole",
             "warnings": list(dict.fromkeys(warning for _, facts in in_order for warning in facts.warnings)),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_probe.errors import BadInputError
+from moe_probe.errors import BadInputError, RunError
 from moe_probe.palette import EXPERT_COLOURS, INK
 from moe_probe.schema import DROPPED, SURPRISAL_COLUMN, TOKEN_COLUMNS, Router, expert_bits
 
@@ -55,7 +55,7 @@ class PackableDocument(Protocol):
         """Return the experts of a router, (tokens, slots), -1 = dropped."""
 
     def weights(self, *, router: int) -> NDArray[np.float32]:
-        """Return the weights of a router, (tokens, slots)."""
+        """Return the weights of a router, (tokens, slots), or raise RunError where they are not known."""
 
     def entropy(self, *, router: int) -> NDArray[np.float32] | None:
         """Return the entropy of a router in bits, (tokens,), or None where it is not known."""
@@ -165,7 +165,7 @@ def _pack_routers(document: PackableDocument, start: int, stop: int, body: _Body
         bits = expert_bits(router.n_experts)
         experts = document.experts(router=router.index)[start:stop]
         unsigned = np.where(experts == DROPPED, 2**bits - 1, experts).astype(f"uint{bits}")
-        entropy = document.entropy(router=router.index)
+        weights, entropy = _weights(document, router.index), document.entropy(router=router.index)
         packed.append(
             {
                 "index": router.index,
@@ -176,11 +176,18 @@ def _pack_routers(document: PackableDocument, start: int, stop: int, body: _Body
                 "n_experts": router.n_experts,
                 "n_slots": router.n_slots,
                 "experts": body.add(unsigned, f"u{bits}"),
-                "weights": body.add(document.weights(router=router.index)[start:stop].astype(np.float16), "f16"),
+                "weights": None if weights is None else body.add(weights[start:stop].astype(np.float16), "f16"),
                 "entropy": None if entropy is None else body.add(entropy[start:stop].astype(np.float16), "f16"),
             }
         )
     return packed
+
+
+def _weights(document: PackableDocument, router: int) -> NDArray[np.float32] | None:
+    try:
+        return document.weights(router=router)
+    except RunError:  # a run that was imported from a trace without weights
+        return None
 
 
 def _label_columns(tokens: pl.DataFrame) -> list[str]:

@@ -302,7 +302,19 @@ def test_a_foreign_host_name_is_refused(server: str) -> None:
 
 
 def test_no_request_leaves_the_machine(page: Page, server: str) -> None:
-    for path in ("/", "/layers", "/syntax", "/trace", "/runs"):
+    for path in (
+        "/",
+        "/layers",
+        "/syntax",
+        "/domains",
+        "/experts",
+        "/coactivation",
+        "/paths",
+        "/compare",
+        "/ablate",
+        "/trace",
+        "/runs",
+    ):
         page.goto(f"{server}{path}?run=small")
         expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
         page.wait_for_load_state("networkidle")

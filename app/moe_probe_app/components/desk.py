@@ -1,16 +1,17 @@
-"""Tracing beside the pages: one trace at a time in a thread of the server, watched and stopped from any page.
+"""Work with a model beside the pages: one task at a time in a thread of the server, watched and stopped from any page.
 
-The model that was traced with last stays loaded. It knows nothing of what is on the page.
+The model that was used last stays loaded. It knows nothing of what is on the page.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import streamlit as st
 
@@ -25,6 +26,7 @@ Quantization = Literal["4bit", "8bit"] | None
 ENGLISH = ("upos", "shape")
 ANY_LANGUAGE = ("shape",)
 NAME_WORDS = 4
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,30 @@ class Job:
         Raises:
             Exception: whatever the trace raised that no reader can do anything about.
         """
-        if self.future is None or not self.future.done():
-            return None
-        try:
-            self.future.result()
-        except (MoeProbeError, OSError) as error:
-            return str(error)
-        except ModuleNotFoundError as error:
-            return f"Tracing needs {error.name}: pip install 'moe-probe[trace]', then start the explorer again."
-        except CancelledError:
-            return "The trace was taken back before it began."
+        return None if self.future is None else explain(self.future)
+
+
+def explain(future: Future[Any]) -> str | None:
+    """Return what went wrong in words for the reader; None where nothing did, or it is not done.
+
+    Raises:
+        Exception: whatever was raised that no reader can do anything about.
+    """
+    if not future.done():
         return None
+    try:
+        future.result()
+    except (MoeProbeError, OSError) as error:
+        return str(error)
+    except ModuleNotFoundError as error:
+        return f"This needs {error.name}: pip install 'moe-probe[trace]', then start the explorer again."
+    except CancelledError:
+        return "It was taken back before it began."
+    return None
 
 
 class Desk:
-    """One worker, the model it loaded last, and the jobs that were asked for."""
+    """One worker, the model it loaded last, and what was asked for. No model ever runs in another thread."""
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trace")
@@ -90,8 +101,20 @@ class Desk:
         job.future = self._worker.submit(self._trace, job, root / name)
         return job
 
+    def queue(self, task: Callable[[], Answer]) -> Future[Answer]:
+        """Let the worker do a task after all that was asked for before."""
+        return self._worker.submit(task)
+
+    def model(self, name: str, quantization: Quantization) -> LanguageModel:
+        """Return a model, loaded if it is not the last one. Only for what runs in the queue."""
+        key = (name, quantization)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # let go of one model before the next one comes
+            self._loaded = (key, mp.load(name, quantization=quantization))
+        return self._loaded[1]
+
     def _trace(self, job: Job, out: Path) -> Path:
-        language_model = self._load(job.request)
+        language_model = self.model(job.request.model, job.request.quantization)
         job.loading = False
         request = job.request
         document = mp.Document(name=f"{job.name}.txt", text=request.text, language="en" if request.english else None)
@@ -101,13 +124,6 @@ class Desk:
 
         labels = ENGLISH if request.english else ANY_LANGUAGE
         return mp.trace(language_model, [document], out, labels=labels, on_progress=watch, cancel=job.cancel).path
-
-    def _load(self, request: Request) -> LanguageModel:
-        key = (request.model, request.quantization)
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # let go of one model before the next one comes
-            self._loaded = (key, mp.load(request.model, quantization=request.quantization))
-        return self._loaded[1]
 
 
 @st.cache_resource(show_spinner=False)

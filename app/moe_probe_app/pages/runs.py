@@ -39,7 +39,9 @@ def draw_provenance(run: Run) -> None:
             ("Revision", model.get("revision") or "none recorded"),
             (
                 "Experts held in",
-                {"4bit": "4 bits", "8bit": "8 bits"}.get(str(model.get("quantization")), "full precision"),
+                {"4bit": "4 bits", "8bit": "8 bits", "unknown": "not known"}.get(
+                    str(model.get("quantization")), "full precision"
+                ),
             ),
             (
                 "Computed in",

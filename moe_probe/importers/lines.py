@@ -1,0 +1,166 @@
+"""Reads files of one JSON object a line in chunks, as bytes, as objects or as Arrow tables.
+
+It does not know what is in the objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pj
+
+from moe_probe.corpus.opening import Source, read_blocks
+from moe_probe.errors import BadInputError
+
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some whole lines of a file, and the number of the first, from 1."""
+
+    path: Path
+    first: int
+    data: bytes
+
+    def lines(self) -> list[tuple[int, bytes]]:
+        """Return the lines that hold anything, and their numbers."""
+        return [(self.first + place, line) for place, line in enumerate(self.data.split(b"\n")) if line.strip()]
+
+
+class JsonLines:
+    """A file of JSON objects: one a line; or one alone, or a list of them, over any number of lines.
+
+    The second kind is held in memory as a whole. Reading adds to `digest`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take a file; nothing is read yet."""
+        self.path = path
+        self.digest = hashlib.sha256()
+
+    def first(self) -> dict[str, Any]:
+        """Return the first object.
+
+        Raises:
+            BadInputError: if there is none.
+        """
+        for chunk in JsonLines(self.path).chunks():
+            for number, line in chunk.lines():
+                return _object(self.path, number, line)
+        raise BadInputError(f"{self.path}: holds no line; nothing can be imported from it")
+
+    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the objects and the numbers of their lines.
+
+        Raises:
+            BadInputError: if a line is no JSON object.
+        """
+        for chunk in self.chunks():
+            for number, line in chunk.lines():
+                yield number, _object(self.path, number, line)
+
+    def tables(self, schema: pa.Schema) -> Iterator[tuple[Chunk, pa.Table]]:
+        """Yield the fields of a schema, a row an object; a field that an object lacks is null.
+
+        Raises:
+            BadInputError: naming the line that is no JSON object or has a field of another type.
+        """
+        for chunk in self.chunks():
+            yield chunk, _parse(chunk, schema)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the file in pieces of whole lines."""
+        blocks = self._blocks()
+        start: list[bytes] = []
+        for block in blocks:
+            start.append(block)
+            if b"\n" in block.lstrip():
+                break
+        head = b"".join(start)
+        if _is_an_object(head):
+            yield from _whole_lines(self.path, head, blocks)
+        elif head.strip():
+            yield Chunk(self.path, 1, _relined(self.path, head + b"".join(blocks)))
+
+    def _blocks(self) -> Iterator[bytes]:
+        for block in read_blocks(Source(str(self.path), self.path.name)):
+            self.digest.update(block)
+            yield block
+
+
+def _is_an_object(head: bytes) -> bool:
+    """Say whether the first line is an object by itself, or at least cannot be the start of a longer value."""
+    line = head.lstrip().split(b"\n", 1)[0]
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return line.rstrip() not in (b"{", b"[") and not line.startswith(b"[")
+
+
+def _whole_lines(path: Path, head: bytes, blocks: Iterator[bytes]) -> Iterator[Chunk]:
+    number = 1
+    parts, held = [head], len(head)
+    for block in blocks:
+        parts.append(block)
+        held += len(block)
+        if held < _CHUNK_BYTES or b"\n" not in block:
+            continue
+        whole, _, rest = b"".join(parts).rpartition(b"\n")
+        yield Chunk(path, number, whole + b"\n")
+        number += whole.count(b"\n") + 1
+        parts, held = [rest], len(rest)
+    if data := b"".join(parts):
+        yield Chunk(path, number, data)
+
+
+def _relined(path: Path, data: bytes) -> bytes:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise BadInputError(f"{path}: neither a JSON object a line nor JSON as a whole ({error})") from error
+    return b"\n".join(json.dumps(each).encode() for each in (value if isinstance(value, list) else [value]))
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise BadInputError(f"{path}, line {number}: no JSON ({error}); was the file cut short?") from error
+    if not isinstance(value, dict):
+        raise BadInputError(f"{path}, line {number}: no JSON object but {type(value).__name__}")
+    return value
+
+
+def _parse(chunk: Chunk, schema: pa.Schema) -> pa.Table:
+    try:
+        table = _arrow(chunk.data, schema)
+    except pa.ArrowException:
+        table = None
+    # Two objects on one line are two rows to Arrow, and no JSON line at all.
+    ends = chunk.data.count(b"\n") + (not chunk.data.endswith(b"\n"))
+    if table is not None and (table.num_rows == ends or table.num_rows == len(chunk.lines())):
+        return table.combine_chunks()
+    for number, line in chunk.lines():
+        _object(chunk.path, number, line)
+        try:
+            _arrow(line, schema)
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())[:200].removesuffix(" in row 0")
+            raise BadInputError(f"{chunk.path}, line {number}: a field has the wrong type ({reason})") from error
+    raise BadInputError(f"{chunk.path}, line {chunk.first} and those after it: not a JSON object a line")
+
+
+def _arrow(data: bytes, schema: pa.Schema) -> pa.Table:
+    return pj.read_json(
+        io.BytesIO(data),
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    )
