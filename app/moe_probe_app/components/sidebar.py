@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import streamlit as st
@@ -24,8 +25,12 @@ class Chosen:
     selection: Selection
 
 
-def choose() -> Chosen:
-    """Draw the sidebar and return what is chosen; where there is nothing to choose, say what to do and stop."""
+def choose(own: Mapping[str, str | None] | None = None) -> Chosen:
+    """Draw the sidebar and return what is chosen; where there is nothing to choose, say what to do and stop.
+
+    Args:
+        own: what the address is to hold of the page itself, by name; what is None is left out.
+    """
     root = settings.current().root
     names = library.run_names(root)
     if not names:
@@ -51,6 +56,7 @@ def choose() -> Chosen:
         selection.remember(chosen)
         _draw(run, chosen)
     query = selection.as_query(chosen, run.routers)
+    query |= {name: value for name, value in (own or {}).items() if value is not None}
     if st.query_params.to_dict() != query:
         st.query_params.from_dict(query)
     return Chosen(run, chosen)

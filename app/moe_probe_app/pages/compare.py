@@ -27,17 +27,15 @@ SLOTS = {"first": "0", "any": "any"}
 
 
 def choose_second(chosen: Chosen, asked: str | None) -> str | None:
-    """Ask for the second run: one that the address names, else the newest that fits; None where there is no other."""
+    """Ask for the second run: at first the one that the address names, else the newest that fits; None without one."""
     root, first = settings.current().root, chosen.selection.run
     others = [name for name in library.run_names(root) if name != first]
     if not others:
         return None
     fit = comparison.fitting(root, others, chosen.run)
     offered = [*fit, *(name for name in others if name not in fit)]
-    if asked in offered:
-        st.session_state[SECOND] = asked
     if st.session_state.get(SECOND) not in offered:
-        st.session_state[SECOND] = fit[0] if fit else None
+        st.session_state[SECOND] = asked if asked in offered else fit[0] if fit else None
     return st.selectbox(
         "Compare with",
         offered,
@@ -110,8 +108,8 @@ def show_surprisal(found: Comparison, label: str | None) -> None:
     csv_button(found.surprisal, "surprisal")
 
 
-asked = st.query_params.get(ADDRESS)  # the sidebar writes the address anew
-chosen = sidebar.choose()
+asked = st.query_params.get(ADDRESS)
+chosen = sidebar.choose({ADDRESS: st.session_state.get(SECOND) or asked})
 first = chosen.selection.run
 plain.heading("Compare", f"Does another run over the same text choose the same experts as “{first}”?")
 name = choose_second(chosen, asked)
@@ -124,6 +122,8 @@ if name is None:
         f"moe-probe trace MODEL my_text.txt --out {settings.current().root}/second",
     )
     st.stop()
+if st.query_params.get(ADDRESS) != name:
+    st.query_params[ADDRESS] = name
 found = measure(chosen, name)
 if found is None:
     st.stop()
