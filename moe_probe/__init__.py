@@ -38,6 +38,7 @@ _HOMES = {
     "export_csv": "export",
     "find_routers": "recording",
     "force": "intervening",
+    "generate_and_trace": "tracing",
     "import_run": "importers",
     "label_table": "tables",
     "load": "models",
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     from moe_probe.tables import transitions as transitions
     from moe_probe.tables import vocabulary as vocabulary
     from moe_probe.tables import vocabulary_summary as vocabulary_summary
+    from moe_probe.tracing import generate_and_trace as generate_and_trace
     from moe_probe.tracing import trace as trace
 
 

@@ -85,8 +85,19 @@ def trace(
     special: Annotated[bool, typer.Option(help="Record the special tokens too.")] = False,
     surprisal: Annotated[bool, typer.Option(help="Record each token's surprisal.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted.")] = False,
+    generate: Annotated[
+        int | None, typer.Option(min=1, help="Take the texts for prompts: write so many tokens after each, trace both.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="With --generate: put prompts into the chat template.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="With --generate: sample, not the likeliest.")] = False,
+    beams: Annotated[int | None, typer.Option(min=1, help="With --generate: beams of the search.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --generate: of the sampling.")] = None,
 ) -> None:
     """Run a model over texts and record which experts every token was sent to."""
+    if generate is None and (chat or sample or beams is not None or seed is not None):
+        raise BadInputError("--chat, --sample, --beams and --seed say how to generate; give --generate N too")
+    if generate is not None and (max_tokens is not None or stride):
+        raise BadInputError("--generate takes prompts whole, in one window; leave out --max-tokens and --stride")
     language_model = mp.load(
         model,
         quantization=quantization,
@@ -98,22 +109,41 @@ def trace(
     from moe_probe.progress import progress_bar
 
     with progress_bar() as on_progress:
-        run = mp.trace(
-            language_model,
-            inputs,
-            out,
-            labels=_names(labels),
-            language=language,
-            tagger=tagger,
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            context=context,
-            stride=stride,
-            special=special,
-            surprisal=surprisal,
-            resume=resume,
-            on_progress=on_progress,
-        )
+        if generate is not None:
+            run = mp.generate_and_trace(
+                language_model,
+                inputs,
+                out,
+                max_new_tokens=generate,
+                chat=chat,
+                generation={"do_sample": sample, "num_beams": beams or 1, "seed": seed or 0},
+                labels=_names(labels),
+                language=language,
+                tagger=tagger,
+                batch_tokens=batch_tokens,
+                context=context,
+                special=special,
+                surprisal=surprisal,
+                resume=resume,
+                on_progress=on_progress,
+            )
+        else:
+            run = mp.trace(
+                language_model,
+                inputs,
+                out,
+                labels=_names(labels),
+                language=language,
+                tagger=tagger,
+                max_tokens=max_tokens,
+                batch_tokens=batch_tokens,
+                context=context,
+                stride=stride,
+                special=special,
+                surprisal=surprisal,
+                resume=resume,
+                on_progress=on_progress,
+            )
     _say_done(run)
 
 

@@ -74,6 +74,10 @@ def relabel(
     labellers = {name: open_labeller(name, language=language or "en", tagger=tagger) for name in names}
     with RunWriter(run_path, resume=True) as writer:
         run = open_run(run_path)
+        if "phase" in labellers and run.manifest.get("generation"):
+            raise BadInputError(
+                f"label 'phase': {run.path} was generated, and only its trace knows what was prompt; trace it again"
+            )
         if not run.complete:
             raise RunError(f"{run.path}: the run is not complete; trace again with --resume, then label it")
         watch = Watch(on_progress, threading.Event())

@@ -249,3 +249,32 @@ def test_a_foreign_trace_becomes_a_run_and_its_traps_are_said(
     run = mp.open_run(tmp_path / "run")
     assert run.experts(layer=1)[:3].tolist() == [[5, 0], [5, 1], [5, 2]]  # by weight, the heaviest first
     assert run_main("import", "jsonl", tmp_path / "none", "--out", tmp_path / "other") == 2
+
+
+def test_prompts_are_gone_on_with_and_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fox.txt").write_text("The quick brown fox")
+    options = ["--generate", 6, "--labels", "shape", "--out", tmp_path / "run"]
+    assert run_main("trace", "tiny-mixtral", tmp_path / "fox.txt", *options) == 0
+    capsys.readouterr()
+    run = mp.open_run(tmp_path / "run")
+    phases = run.tokens(["phase"])["phase"].to_list()
+    assert phases[0] == "prompt"
+    assert phases[-1] in ("generated", "special")
+    assert phases == sorted(phases, key=("prompt", "generated", "special").index)
+    assert run_main("label", tmp_path / "run", "--with", "phase") == 2
+    assert "was generated, and only its trace knows what was prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chat"], "give --generate N too"),
+        (["--beams", 2], "give --generate N too"),
+        (["--generate", 3, "--max-tokens", 5], "leave out --max-tokens and --stride"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_a_model_is_loaded(
+    arguments: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("trace", "no-such-model", "no-such-file", "--out", tmp_path / "run", *arguments) == 2
+    assert message in capsys.readouterr().err

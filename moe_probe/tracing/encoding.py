@@ -27,7 +27,8 @@ class EncodedDocument:
     """A document as the model gets it, without special tokens around it.
 
     `ids`, `starts` and `ends` are (tokens,): the token's id, and the characters of `document.text` that it owns.
-    `number` is the document's place in the corpus.
+    `number` is the document's place in the corpus. `n_prompt` says how many tokens a model was given before it wrote
+    the others; None where no model wrote anything.
     """
 
     number: int
@@ -35,6 +36,7 @@ class EncodedDocument:
     ids: Ints
     starts: Ints
     ends: Ints
+    n_prompt: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -54,13 +56,21 @@ class Encoder:
         vocabulary: the piece of each token id.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, model_name: str, n_embeddings: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        model_name: str,
+        n_embeddings: int,
+        *,
+        prefix: tuple[int, ...] | None = None,
+    ) -> None:
         """Check a tokenizer.
 
         Args:
             tokenizer: the model's.
             model_name: what messages call the model.
             n_embeddings: how many token ids the model knows.
+            prefix: the special tokens before a text where they are not those that the tokenizer itself puts there.
 
         Raises:
             BadInputError: if there is none, or it does not say which characters a token covers.
@@ -79,7 +89,7 @@ class Encoder:
         self._model_name = model_name
         self._n_embeddings = n_embeddings
         self._special = np.array(sorted(tokenizer.all_special_ids), np.int32)
-        self.prefix = _prefix(tokenizer)
+        self.prefix = _prefix(tokenizer) if prefix is None else prefix
         self.vocabulary: list[str] = [
             piece if isinstance(piece, str) else ""
             for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -89,6 +99,10 @@ class Encoder:
     def name(self) -> str:
         """The tokenizer's class."""
         return type(self._tokenizer).__name__
+
+    def piece(self, token_id: int) -> str:
+        """Return the piece of a token id; "" where the model knows more ids than the tokenizer, and may write them."""
+        return self.vocabulary[token_id] if token_id < len(self.vocabulary) else ""
 
     def pieces(self, encoded: EncodedDocument) -> Pieces:
         """Return what each token owns, and which are special ones that the text itself spells out."""

@@ -32,7 +32,8 @@ def about_run(
 ) -> dict[str, object]:
     """Return the part of run.json that is known before anything is recorded, and the times until now.
 
-    `seed` is null: a trace draws nothing at random. Only `times` differs between two runs of the same.
+    `seed` is null: a trace draws nothing at random, unless the model writes texts. Only `times` differs between two
+    runs of the same.
     """
     now = time.time()
     return {

@@ -1,4 +1,4 @@
-"""Reads and tokenises a corpus once, into a spool, and says what it is made of.
+"""Reads a tokenised corpus once, into a spool, and says what it is made of.
 
 It does not know windows or models.
 """
@@ -9,13 +9,13 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from moe_probe.corpus import Document, Input, read_documents
 from moe_probe.errors import BadInputError
 from moe_probe.labels import TAXONOMIES, Labeller
-from moe_probe.tracing.encoding import EncodedDocument, Encoder
+from moe_probe.tracing.encoding import EncodedDocument
 from moe_probe.tracing.spool import Spool
 
 
@@ -51,8 +51,7 @@ class Corpus:
 
 
 def read_corpus(
-    documents: Iterable[Document],
-    encoder: Encoder,
+    groups: Iterable[list[EncodedDocument]],
     labellers: Sequence[Labeller],
     spool: Spool,
     max_tokens: int | None,
@@ -60,8 +59,7 @@ def read_corpus(
     """Read documents into the spool, and yield the corpus as it grows; what is yielded last is whole.
 
     Args:
-        documents: the texts.
-        encoder: the model's tokenizer.
+        groups: the documents as `Encoder.encode` gives them, some at once.
         labellers: asked early whether they can label these documents.
         spool: where the documents go.
         max_tokens: how many tokens to take; the document in which they are reached is cut there.
@@ -74,7 +72,7 @@ def read_corpus(
         raise BadInputError(f"max_tokens {max_tokens}: take at least 1 token")
     corpus = Corpus()
     digest = hashlib.sha256()
-    for encoded in encoder.encode(documents):
+    for encoded in groups:
         for labeller in labellers:
             labeller.prepare([one.document for one in encoded])
         taken: list[EncodedDocument] = []
@@ -91,14 +89,19 @@ def read_corpus(
         if corpus.n_tokens == max_tokens:
             break
     spool.finish()
-    _check_labels([labeller.label_set.name for labeller in labellers], corpus)
+    check_labels(labellers, corpus.labels)
     corpus.digest = digest.hexdigest()
     yield corpus
 
 
-def _check_labels(names: Sequence[str], corpus: Corpus) -> None:
-    for name in names:
-        if name not in TAXONOMIES and name not in corpus.labels:
+def check_labels(labellers: Sequence[Labeller], brought: Collection[str]) -> None:
+    """Refuse labels that are neither taxonomies nor among those that the documents `brought` along.
+
+    Raises:
+        BadInputError: naming the label.
+    """
+    for name in (labeller.label_set.name for labeller in labellers):
+        if name not in TAXONOMIES and name not in brought:
             raise BadInputError(
                 f"label {name!r}: no document brings it along, and it is none of {', '.join(TAXONOMIES)};"
                 " check its name"
@@ -130,7 +133,9 @@ def _one_by_one(inputs: Iterator[Input], language: str | None) -> Iterator[Docum
 
 def _update(digest: hashlib._Hash, encoded: EncodedDocument) -> None:
     document = encoded.document
-    facts = [document.name, document.domain, document.language, document.labels]
+    facts: list[object] = [document.name, document.domain, document.language, document.labels]
+    if encoded.n_prompt is not None:
+        facts.append(encoded.n_prompt)
     for part in (json.dumps(facts).encode(), document.text.encode(), encoded.ids.tobytes(), encoded.ends.tobytes()):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)

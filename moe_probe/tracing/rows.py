@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from moe_probe.errors import MoeProbeError
 from moe_probe.labels import Labeller
-from moe_probe.labels.align import word_initial
+from moe_probe.labels.align import Pieces, word_initial
+from moe_probe.labels.given import PROMPT
 from moe_probe.schema import SPECIAL, SURPRISAL_COLUMN
 from moe_probe.store.plan import Window, Windowing
 from moe_probe.store.shards import tokens_table
@@ -26,6 +27,9 @@ _DOCUMENTS_AT_ONCE = 64
 
 SPECIAL_POSITION = -1
 """The `position` of a special token at a window's start, which has no place in the document."""
+
+GENERATED = "generated"
+"""The phase of a token that the model wrote."""
 
 
 class Stopped(MoeProbeError):
@@ -93,7 +97,7 @@ class RowMaker:
     ) -> pa.Table:
         # The pieces in use alone: a vocabulary may be larger than a shard.
         used, codes = np.unique(numbers["token_id"], return_inverse=True)
-        pieces = pa.array([self._encoder.vocabulary[token] for token in used.tolist()], pa.string())
+        pieces = pa.array([self._encoder.piece(token) for token in used.tolist()], pa.string())
         columns: dict[str, object] = {name: numbers[name] for name in _NUMBERS[:4]}
         columns["token"] = pieces.take(pa.array(codes))
         columns["text"] = texts
@@ -135,8 +139,17 @@ class RowMaker:
             labels = {name: labeller(documents, pieces) for name, labeller in self._labellers.items()}
             for place, (one, owned) in enumerate(zip(encoded, pieces, strict=True)):
                 initial = word_initial(one.document.text, owned)
-                values[one.number] = _Values(initial, {name: of_all[place] for name, of_all in labels.items()})
+                of_document = {name: of_all[place] for name, of_all in labels.items()}
+                if one.n_prompt is not None:
+                    of_document["phase"] = _phases(one.n_prompt, owned)
+                values[one.number] = _Values(initial, of_document)
         return values
+
+
+def _phases(n_prompt: int, owned: Pieces) -> list[str]:
+    """Return the phase of each token: by its place, for a generated token may own no character."""
+    phases = [PROMPT] * n_prompt + [GENERATED] * (len(owned) - n_prompt)
+    return [SPECIAL if special else phase for special, phase in zip(owned.special.tolist(), phases, strict=True)]
 
 
 _NUMBERS = (

@@ -23,7 +23,9 @@ from moe_probe.tracing.encoding import EncodedDocument
 _TEXTS = ("name", "text", "domain", "language", "labels")
 _ARRAYS = ("ids", "starts", "ends")
 _SCHEMA = pa.schema(
-    [(name, pa.large_string()) for name in _TEXTS] + [(name, pa.large_list(pa.int32())) for name in _ARRAYS]
+    [(name, pa.large_string()) for name in _TEXTS]
+    + [(name, pa.large_list(pa.int32())) for name in _ARRAYS]
+    + [("n_prompt", pa.int64())]
 )
 
 
@@ -77,7 +79,8 @@ class Spool:
             _lists([one.starts for one in encoded]),
             _lists([one.ends for one in encoded]),
         ]
-        columns = [pa.array(values, pa.large_string()) for values in texts] + arrays
+        prompts = pa.array([one.n_prompt for one in encoded], pa.int64())
+        columns = [*(pa.array(values, pa.large_string()) for values in texts), *arrays, prompts]
         with writing(self.path):
             self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
         self._starts.append(self._starts[-1] + len(encoded))
@@ -99,7 +102,8 @@ class Spool:
                 document = Document(name, text, domain, language, None if labels is None else _spans(labels))
                 # A copy, for the table goes with its batch.
                 ids, starts, ends = (array[row].values.to_numpy(zero_copy_only=False).copy() for array in arrays)
-                yield EncodedDocument(start + row, document, ids, starts, ends)
+                n_prompt = table.column("n_prompt")[row].as_py()
+                yield EncodedDocument(start + row, document, ids, starts, ends, n_prompt)
 
     def read_names(self) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Yield name, domain and language of all documents, some at once, with the number of the first of them."""

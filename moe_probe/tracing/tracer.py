@@ -1,4 +1,4 @@
-"""trace(): a model and documents become a run; the only place where the two halves of the library meet.
+"""trace(): a model and documents become a run.
 
 Documents are read and tokenised once, into a spool in the run's folder; from their token counts follow the windows and
 the shards. Then, shard by shard, the model runs over batches of windows, while the token rows and labels of the next
@@ -8,36 +8,22 @@ shard are made and the shard before is written. Nothing grows with the corpus bu
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from moe_probe.corpus import Input
-from moe_probe.errors import BadInputError, MoeProbeError
-from moe_probe.labels import Labeller, open_labeller
+from moe_probe.errors import MoeProbeError
 from moe_probe.models import LanguageModel
-from moe_probe.recording.routers import find_routers
-from moe_probe.schema import Router, check_label_name, expert_bits
-from moe_probe.store.plan import Layout, Windowing, lay_out, plan_json, shard_rows_for
+from moe_probe.store.plan import Windowing
 from moe_probe.store.run import Run, open_run
 from moe_probe.store.writer import SPOOL_FILE, RunWriter
-from moe_probe.tracing.batches import group
 from moe_probe.tracing.encoding import Encoder
-from moe_probe.tracing.forward import open_forward
-from moe_probe.tracing.manifest import about_run
-from moe_probe.tracing.pipeline import Pipeline
+from moe_probe.tracing.job import check_context, n_embeddings, open_job
 from moe_probe.tracing.reading import Corpus, read_corpus, stream_documents
-from moe_probe.tracing.rows import RowMaker
 from moe_probe.tracing.spool import Spool
 from moe_probe.watching import Cancelled, OnProgress, Watch
 
 DEFAULT_CONTEXT = 4_096
-BATCH_TOKENS_ON_CPU = 2_048
-BATCH_TOKENS_ELSEWHERE = 16_384
 
 
 def trace(
@@ -94,83 +80,32 @@ def trace(
         RoutingError: what was recorded cannot be what the experts executed.
         MoeProbeError: the disk is full, or a single window does not fit into memory.
     """
-    started = time.time()
-    encoder = Encoder(lm.tokenizer, lm.name, _n_embeddings(lm))
-    windowing = Windowing(choose_context(lm, context), stride, len(encoder.prefix), special)
-    labellers = open_labellers(labels, language or "en", tagger)
-    routers = find_routers(lm.model)
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS_ON_CPU if lm.device.type == "cpu" else BATCH_TOKENS_ELSEWHERE
-    group([], windowing, batch_tokens)  # refuses a wrong number before anything is read
+    encoder = Encoder(lm.tokenizer, lm.name, n_embeddings(lm))
+    windowing = Windowing(
+        min(lm.context, DEFAULT_CONTEXT) if context is None else check_context(lm, context),
+        stride,
+        len(encoder.prefix),
+        special,
+    )
+    job = open_job(
+        lm,
+        encoder,
+        windowing,
+        labels=labels,
+        language=language,
+        tagger=tagger,
+        batch_tokens=batch_tokens,
+        shard_rows=shard_rows,
+        surprisal=surprisal,
+        on_progress=on_progress,
+        cancel=cancel,
+    )
     documents = stream_documents(inputs, language)
-    watch = Watch(on_progress, cancel or threading.Event())
     with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
-        corpus = _read(watch, read_corpus(documents, encoder, list(labellers.values()), spool, max_tokens))
-        if shard_rows is None:
-            shard_rows = shard_rows_for(corpus.n_tokens, _bytes_per_row(routers))
-        layout = lay_out(corpus.token_counts, windowing, shard_rows)
-        settings: dict[str, object] = {
-            "context": windowing.context,
-            "stride": stride,
-            "special": special,
-            "surprisal": surprisal,
-            "max_tokens": max_tokens,
-            "batch_tokens": batch_tokens,
-            "shard_rows": shard_rows,
-            "labels": {name: labellers[name].label_set.source for name in labels},
-        }
-        made_from = {
-            "inputs": corpus.digest,
-            "model": lm.fingerprint(),
-            "device": lm.device.type,
-            "settings": settings,
-        }
-        writer.publish_plan(plan_json(made_from, layout))
-        if writer.is_complete():
-            return open_run(out)
-
-        def publish() -> None:
-            about = about_run(lm, encoder, corpus, settings, started)
-            label_sets = [labellers[name].label_set for name in labels]
-            writer.publish(about, routers, label_sets, complete=len(writer.shards) == len(layout.shards))
-
-        writer.write_documents(_documents(spool, corpus, layout))
-        rows = RowMaker(encoder, windowing, labellers)
-        with open_forward(lm, windowing, encoder.prefix, surprisal=surprisal) as forward:
-            Pipeline(writer, publish, layout, spool, rows, forward, batch_tokens, watch).run()
+        growing = read_corpus(encoder.encode(documents), list(job.labellers.values()), spool, max_tokens)
+        corpus = _read(job.watch, growing)
+        job.carry_out(writer, spool, corpus, {"max_tokens": max_tokens})
     return open_run(out)
-
-
-def choose_context(lm: LanguageModel, context: int | None) -> int:
-    """Return how many tokens a window holds.
-
-    Raises:
-        BadInputError: if it is more than the model was made for.
-    """
-    if context is None:
-        return min(lm.context, DEFAULT_CONTEXT)
-    if context > lm.context:
-        raise BadInputError(
-            f"context {context}: {lm.name} was made for {lm.context} tokens at once; use at most {lm.context}"
-        )
-    return context
-
-
-def _n_embeddings(lm: LanguageModel) -> int:
-    embedding: Any = lm.model.get_input_embeddings()
-    return int(embedding.weight.shape[0])
-
-
-def open_labellers(labels: Sequence[str], language: str, tagger: str | None) -> dict[str, Labeller]:
-    """Return the labeller of each label, and of `phase`, which every run has.
-
-    Raises:
-        BadInputError: if a label is named twice, cannot have that name, or needs what is not installed.
-    """
-    for place, name in enumerate(labels):
-        if check_label_name(name) in labels[:place]:
-            raise BadInputError(f"label {name!r}: named twice")
-    return {name: open_labeller(name, language=language, tagger=tagger) for name in ("phase", *labels)}
 
 
 def _read(watch: Watch, growing: Iterator[Corpus]) -> Corpus:
@@ -182,24 +117,3 @@ def _read(watch: Watch, growing: Iterator[Corpus]) -> Corpus:
     except Cancelled:
         raise MoeProbeError("cancelled while the inputs were being read; nothing was traced") from None
     return corpus
-
-
-def _bytes_per_row(routers: Sequence[Router]) -> int:
-    return sum(router.n_slots * (expert_bits(router.n_experts) // 8 + 2) + 4 for router in routers)
-
-
-def _documents(spool: Spool, corpus: Corpus, layout: Layout) -> Iterator[pa.Table]:
-    """Yield documents.parquet in parts."""
-    for texts, start in spool.read_names():
-        part = slice(start, start + texts.num_rows)
-        rows = layout.rows[part]
-        yield pa.table(
-            {
-                "document": pa.array(np.arange(part.start, part.stop), pa.int32()),
-                **{name: texts.column(name).cast(pa.string()) for name in ("name", "domain", "language")},
-                "first_shard": pa.array(layout.first_shard[part], pa.int32(), mask=rows == 0),
-                "first_row": pa.array(layout.first_row[part], pa.int32(), mask=rows == 0),
-                "tokens": pa.array(rows, pa.int64()),
-                "characters": pa.array(corpus.character_counts[part], pa.int64()),
-            }
-        )
