@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import moe_probe as mp
 from moe_probe.errors import BadInputError, RoutingError, UnsupportedModelError
@@ -274,3 +274,12 @@ def test_a_router_without_one_linear_map_is_refused() -> None:
     gate.forward = forward
     with reroute(model, 1, [0]), pytest.raises(UnsupportedModelError, match="makes its logits in 0 linear maps of 8"):
         run(model)
+
+
+def test_experts_that_are_called_in_another_form_are_refused() -> None:
+    config = AutoConfig.for_model("jetmoe", vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    for intervention in (ablate, reroute):
+        with pytest.raises(UnsupportedModelError, match="not called with indices and weights that could be changed"):
+            intervention(model, experts=[0], router=0).__enter__()

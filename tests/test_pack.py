@@ -75,6 +75,19 @@ def test_padding_rows_are_dropped_in_order() -> None:
     assert packed.weights.tolist() == [[[1.0, 2.0, 4.0]]]
 
 
+@pytest.mark.parametrize("n_slots", [3, 20])
+def test_slots_that_held_no_expert_come_last_with_weight_0(n_slots: int) -> None:
+    ids = torch.full((1, 2, n_slots), -1)
+    weights = torch.ones(1, 2, n_slots)
+    ids[0, 0, :3] = torch.tensor([-1, 4, 2])
+    weights[0, 0, :3] = torch.tensor([0.5, 0.0, -1.0])
+    packed = pack(ids, weights, dropped=-1, id_dtype=torch.int16)
+    assert packed.ids[0, :, 0].tolist() == [4, 2] + [-1] * (n_slots - 2)
+    assert packed.weights[0, :, 0].tolist() == [0, -1] + [0] * (n_slots - 2)
+    assert packed.ids[0, :, 1].tolist() == [-1] * n_slots
+    assert not packed.weights[0, :, 1].any()
+
+
 def test_what_comes_in_is_left_as_it_was() -> None:
     ids, weights = torch.tensor([[[4, 2]]]), torch.tensor([[[0.1, 0.9]]])
     pack(ids, weights)

@@ -23,10 +23,6 @@ EXPECTED = {
 }
 REFUSED = {
     "doge": ({"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2}, "no module is called with its choices"),
-    "jetmoe": ({"kv_channels": 16}, "the tokens already regrouped by expert"),
-    "llama4_text": ({"num_local_experts": 4, "interleave_moe_layer_step": 1}, "called without indices"),
-    "longcat_flash": ({}, "identity experts"),
-    "zaya": ({}, "sent to expert 0 with weight 0"),
 }
 SMALL = {
     "vocab_size": 64,
@@ -73,15 +69,11 @@ def test_models_that_cannot_be_read_are_refused_with_the_reason(model_type: str)
         mp.find_routers(model)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "reason"),
-    [("switch_transformers", r"one-hot rows \(tokens, 1, experts\)"), ("nllb-moe", "other experts than its router")],
-)
-def test_encoder_decoders_that_cannot_be_read_are_refused_with_the_reason(model_type: str, reason: str) -> None:
-    config = AutoConfig.for_model(model_type, vocab_size=64, d_model=64, num_layers=2, num_experts=4)
+def test_an_encoder_decoder_that_cannot_be_read_is_refused_with_the_reason() -> None:
+    config = AutoConfig.for_model("nllb-moe", vocab_size=64, d_model=64, num_layers=2, num_experts=4)
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(config)
-    with pytest.raises(mp.UnsupportedModelError, match=reason):
+    with pytest.raises(mp.UnsupportedModelError, match="other experts than its router"):
         mp.find_routers(model)
 
 

@@ -66,6 +66,20 @@ def test_a_margin_is_infinite_where_nothing_was_left_out() -> None:
     assert scores.margin.item() == math.inf
 
 
+def test_a_dropped_slot_leaves_the_margin_of_the_others_or_of_what_was_chosen_before() -> None:
+    logits = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]]).log()
+    ids = torch.tensor([[[0, -1], [-1, -1]]])
+    scores = score(SOFTMAX, logits, ids, torch.zeros(1, 2, 2), None, drops=True)
+    torch.testing.assert_close(scores.margin, torch.tensor([[0.2, 0.3]]))
+
+
+def test_probabilities_in_the_place_of_logits_are_taken_as_such() -> None:
+    scoring = Scoring("softmax", False, False, 1, 1, True, of_probabilities=True)
+    scores = score(scoring, torch.tensor([[[0.5, 0.25, 0.25, 0.0]]]), torch.tensor([[[0]]]), torch.ones(1, 1, 1), None)
+    assert scores.entropy.item() == pytest.approx(1.5, abs=1e-6)
+    assert scores.margin.item() == pytest.approx(0.25)
+
+
 def test_a_higher_score_that_was_passed_over_makes_the_margin_negative_and_is_not_believed() -> None:
     logits = torch.tensor([[[2.0, 1.0, 0.0]]])
     scores = score(SOFTMAX, logits, torch.tensor([[[1]]]), torch.ones(1, 1, 1), None)

@@ -7,6 +7,7 @@ is the caller's fault.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ def pack(
     *,
     id_dtype: torch.dtype = torch.int32,
     weight_dtype: torch.dtype = torch.float32,
+    dropped: int | None = None,
 ) -> Packed:
     """Sort each token's slots by weight, drop the tokens that `keep` hides, and cast.
 
@@ -42,6 +44,7 @@ def pack(
             the number of rows is not known before.
         id_dtype: type of the returned ids.
         weight_dtype: type of the returned weights.
+        dropped: the id of a slot that held no expert, if there may be such slots: they come last, with weight 0.
 
     Returns:
         Ids and weights, both (layers, slots, kept tokens) and contiguous.
@@ -62,7 +65,16 @@ def pack(
         if keep.shape != ids.shape[1:2]:
             raise ValueError(f"keep {tuple(keep.shape)} must be ({ids.shape[1]},), one value a token")
         ids, weights = ids[:, keep], weights[:, keep]
+    if dropped is not None:
+        # Lighter than any weight, and of equal weights the last.
+        empty = ids == dropped
+        ids = ids.masked_fill(empty, torch.iinfo(ids.dtype).max)
+        weights = weights.masked_fill(empty, -math.inf)
     id_slots, weight_slots = _sorted_slots(ids, weights)
+    if dropped is not None:
+        empties = [slot == torch.iinfo(ids.dtype).max for slot in id_slots]
+        id_slots = [slot.masked_fill(empty, dropped) for slot, empty in zip(id_slots, empties, strict=True)]
+        weight_slots = [slot.masked_fill(empty, 0) for slot, empty in zip(weight_slots, empties, strict=True)]
     return Packed(
         torch.stack([slot.to(id_dtype) for slot in id_slots], dim=1),
         torch.stack([slot.to(weight_dtype) for slot in weight_slots], dim=1),

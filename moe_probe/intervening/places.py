@@ -18,7 +18,16 @@ def find_place(model: nn.Module, layer: int | None, router: int | None) -> Site:
         UnsupportedModelError: the model has no router that can be read, or is compiled.
     """
     _refuse_compiled(model)
-    sites = find_sites(model)
+    site = _find(find_sites(model), layer, router)
+    if not site.form.by_rule:
+        raise UnsupportedModelError(
+            f"{site.where}: its experts are not called with indices and weights that could be changed, so that it can "
+            "be recorded but not intervened in"
+        )
+    return site
+
+
+def _find(sites: Sequence[Site], layer: int | None, router: int | None) -> Site:
     if (layer is None) == (router is None):
         raise BadInputError(f"layer {layer!r}, router {router!r}: give one of them")
     if router is not None:

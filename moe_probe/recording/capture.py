@@ -21,7 +21,8 @@ from torch import nn
 from moe_probe.errors import RoutingError
 from moe_probe.recording.routers import Site
 from moe_probe.recording.routing import Decisions
-from moe_probe.recording.scores import BIAS_NAME, explains, score
+from moe_probe.recording.scores import explains, score
+from moe_probe.schema import DROPPED
 from moe_probe_kernels import pack
 
 Bools = npt.NDArray[np.bool_]
@@ -187,7 +188,9 @@ class Parcel:
         weights = torch.stack([_given(forward.weights[router]) for router in routers])
         on_host = ids.device.type == "cpu"
         mask = torch.from_numpy(keep) if keep is not None and on_host else None
-        packed = pack(ids, weights, mask, id_dtype=_id_dtype(self._sites[routers[0]].router.n_experts))
+        first = self._sites[routers[0]]
+        id_dtype = _id_dtype(first.router.n_experts)
+        packed = pack(ids, weights, mask, id_dtype=id_dtype, dropped=DROPPED if first.form.drops else None)
         low, high = torch.aminmax(ids.flatten(1), dim=1)  # before the cast, which would wrap
         tensors |= {f"{key}.experts": packed.ids, f"{key}.weights": packed.weights}
         tensors[f"{key}.extremes"] = torch.stack([low, high], dim=1)
@@ -197,11 +200,10 @@ class Parcel:
             logits = torch.stack([_given(forward.logits[router]) for router in routers])
             biases = None
             if scoring.has_bias:
-                gates = [self._sites[router].gate for router in routers]
-                biases = torch.stack([getattr(gate, BIAS_NAME).detach().to(ids.device) for gate in gates])
+                biases = torch.stack([self._sites[router].bias.to(ids.device) for router in routers])
             # Indices out of range are an error below, but must not stop the device here.
-            inside = ids.clamp(0, logits.shape[-1] - 1)
-            scores = score(scoring, logits, inside, weights, biases)
+            inside = ids.clamp(DROPPED if first.form.drops else 0, logits.shape[-1] - 1)
+            scores = score(scoring, logits, inside, weights, biases, drops=first.form.drops)
             tensors |= {f"{key}.{name}": value for name, value in scores._asdict().items()}
         return _Group(routers, key, weights.dtype, scored, mask is not None)
 
@@ -258,9 +260,10 @@ def check_decisions(
     if n_tokens == 0:
         return
     for site, (low, high) in zip(sites, extremes.tolist(), strict=True):
-        if low < 0 or high >= site.router.n_experts:
+        lowest = DROPPED if site.form.drops else 0
+        if low < lowest or high >= site.router.n_experts:
             raise RoutingError(
-                f"{site.where}: expert index {low if low < 0 else high} is out of range: it has "
+                f"{site.where}: expert index {low if low < lowest else high} is out of range: it has "
                 f"{site.router.n_experts} experts"
             )
     spoilt: Bools = np.logical_not(np.isfinite(weights).all(axis=1))  # (routers, tokens)
@@ -268,7 +271,8 @@ def check_decisions(
         spoilt |= np.isnan(entropy)
     _refuse(sites, spoilt, "have NaN or infinite weights or logits, so that their experts mean nothing")
     _refuse(sites, _repeats(experts), "hold the same expert twice")
-    zero: Bools = np.logical_not(weights.any(axis=(1, 2)))
+    # Where slots can be dropped, all of a few tokens' may be.
+    zero: Bools = np.logical_not(weights.any(axis=(1, 2))) & (experts != DROPPED).any(axis=(1, 2))
     for site, is_zero in zip(sites, zero, strict=True):
         if is_zero:
             raise RoutingError(f"{site.where}: all weights of its {n_tokens} tokens are zero; nothing was executed")
@@ -286,11 +290,11 @@ def _repeats(experts: npt.NDArray[np.signedinteger]) -> Bools:
     n_slots = experts.shape[1]
     if n_slots > 8:  # pairs grow with the square of the slots, sorting does not
         ordered = np.sort(experts, axis=1)
-        return np.asarray((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+        return np.asarray(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != DROPPED)).any(axis=1))
     repeats = np.zeros((experts.shape[0], experts.shape[2]), dtype=np.bool_)
     for upper in range(n_slots):
         for lower in range(upper + 1, n_slots):
-            repeats |= experts[:, upper] == experts[:, lower]
+            repeats |= (experts[:, upper] == experts[:, lower]) & (experts[:, upper] != DROPPED)
     return repeats
 
 
@@ -317,7 +321,8 @@ def _stackable(sites: Sequence[Site], forward: Forward) -> list[list[int]]:
         ids, weights, logits = (_given(forward.ids[index]), _given(forward.weights[index]), forward.logits[index])
         shape_of_logits = None if logits is None else (logits.shape, logits.dtype, site.scoring)
         n_experts = site.router.n_experts
-        groups[ids.shape, ids.dtype, ids.device, weights.dtype, n_experts, shape_of_logits].append(index)
+        drops = site.form.drops
+        groups[ids.shape, ids.dtype, ids.device, weights.dtype, n_experts, drops, shape_of_logits].append(index)
     stacks = []
     for routers in groups.values():
         logits = forward.logits[routers[0]]

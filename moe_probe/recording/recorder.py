@@ -37,7 +37,9 @@ def record(model: nn.Module, *, self_check: bool | None = None, entropy: bool = 
     those without recording. Rows that a 2-D attention mask hides are dropped; without a mask all are kept. A forward
     opens new sequences, except one that continues a cache. Generation under `record` is right for greedy decoding and
     sampling; where rows of the cache are rearranged (beam search, assisted decoding) it raises: generate first, then
-    record one forward over the result.
+    record one forward over the result. An encoder and a decoder that both choose experts are streams of different
+    tokens: record each on its own, as `record(model.encoder)`. A slot that executed no expert, for lack of capacity or
+    because the router skipped, holds `schema.DROPPED` with weight 0.
 
     Args:
         model: any model in which `find_routers` finds routers.
@@ -79,6 +81,7 @@ class _Check(NamedTuple):
     rows: torch.Tensor  # (tokens,) among the rows of the forward
     places: torch.Tensor  # (tokens,) among the rows that are kept
     probes: dict[int, replay.Probe]
+    returned: dict[int, tuple[torch.Tensor, Any]]  # by router: the hidden states it received and what it returned
 
 
 class Recording:
@@ -117,9 +120,11 @@ class Recording:
             self._stream.register_forward_hook(plain(self._end)),
         ]
         for index, site in enumerate(self._sites):
-            self._handles.append(site.experts.register_forward_hook(plain(self._experts_hook(index)), with_kwargs=True))
-            if self._entropy and site.gate is not None and site.scoring is not None:
+            # Before the experts' hook: of some forms the experts' sum is made from what the router returned.
+            if site.gate is not None and (not site.form.at_call or (self._entropy and site.scoring is not None)):
                 self._handles.append(site.gate.register_forward_hook(plain(self._gate_hook(index))))
+            hook = self._experts_hook(index) if site.form.at_call else self._sum_hook(index)
+            self._handles.append(site.experts.register_forward_hook(plain(hook), with_kwargs=True))
         return self
 
     def __exit__(
@@ -168,28 +173,59 @@ class Recording:
         self._forward = forward
 
     def _gate_hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
-        n_experts = self._sites[index].router.n_experts
+        site = self._sites[index]
+        n_experts = site.router.n_experts
 
         def read(gate: nn.Module, args: Any, output: Any) -> None:
+            if not site.form.at_call:
+                self._read_returned(index, args[0], output)
             forward = self._forward
-            logits = output[0] if isinstance(output, tuple) else output
-            shape = getattr(logits, "shape", None)
-            if forward is not None and shape == (forward.n_rows, n_experts):
-                forward.logits[index] = logits.detach()
+            logits = output[site.form.logits] if isinstance(output, tuple) else output
+            shape = getattr(logits, "shape", ())
+            if self._entropy and forward is not None and shape[-1:] == (n_experts,):
+                logits = logits.detach().flatten(0, -2)
+                if len(logits) == forward.n_rows:
+                    forward.logits[index] = logits
 
         return read
+
+    def _read_returned(self, index: int, hidden: torch.Tensor, output: Any) -> None:
+        """Take a router's choice from what it returned, of those forms that do not call their experts with it."""
+        site = self._sites[index]
+        ids, weights = site.form.translate(output, None, site.router.n_slots)
+        forward = _expected(site, self._forward, ids)
+        forward.ids[index], forward.weights[index] = ids.detach(), weights.detach()
+        if self._check is not None:
+            self._check.returned[index] = (hidden.detach(), output)
 
     def _experts_hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], None]:
         site = self._sites[index]
 
         def read(experts: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             # A forward hook sees the call as the last pre-hook left it, so also what an intervention made of it.
-            hidden, ids, weights = site.read_call(args, kwargs)
+            hidden, ids, weights = site.read_choice(args, kwargs)
             forward = _expected(site, self._forward, ids)
             forward.ids[index], forward.weights[index] = ids.detach(), weights.detach()
             if self._check is not None:
                 rows = self._check.rows.to(hidden.device)
                 self._check.probes[index] = replay.Probe(_take(hidden, rows), _take(output, rows))
+
+        return read
+
+    def _sum_hook(self, index: int) -> Callable[[nn.Module, Any, Any, Any], None]:
+        """Keep for the self-check what experts returned whose choice was read at the router."""
+        combine = self._sites[index].form.combine
+
+        def read(experts: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._check is None or index not in self._check.returned:
+                return
+            assert combine is not None, "a form that reads the router says how its experts' outputs are added up"
+            hidden, returned = self._check.returned.pop(index)
+            hidden = hidden.flatten(0, -2)
+            rows = self._check.rows.to(hidden.device)
+            self._check.probes[index] = replay.Probe(
+                hidden[rows], combine(returned, output, len(hidden))[rows].detach()
+            )
 
         return read
 
@@ -281,7 +317,7 @@ class Recording:
         kept = np.arange(forward.n_rows) if keep is None else np.flatnonzero(keep)
         if len(kept):
             places = np.unique(np.linspace(0, len(kept) - 1, replay.MAX_ROWS).round().astype(np.int64))
-            self._check = _Check(torch.from_numpy(kept[places]), torch.from_numpy(places), {})
+            self._check = _Check(torch.from_numpy(kept[places]), torch.from_numpy(places), {}, {})
 
     def _run_check(self, check: _Check) -> None:
         """Replay the last forward's chosen rows from what was recorded of them."""

@@ -2,8 +2,8 @@
 
 One rule serves nearly every Mixture of Experts of transformers ≥ 5.24: a module called `experts` receives hidden
 states (tokens, hidden), the chosen experts (tokens, slots) and their weights (tokens, slots), in this order. What it
-is called with is what is executed. Models that do otherwise are refused with the reason. This module does not run a
-model and knows no hooks.
+is called with is what is executed. `forms` knows the few that do otherwise; models that cannot be read exactly are
+refused with the reason. This module does not run a model and knows no hooks.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import torch
 from torch import nn
 
 from moe_probe.errors import UnsupportedModelError
-from moe_probe.recording.scores import Scoring, read_gate
+from moe_probe.recording.forms import RULE, Form, form_of
+from moe_probe.recording.scores import Scoring, find_bias, read_gate
 from moe_probe.schema import Router
 
 _REFUSED = {
     # Model types whose executed experts the rule would read wrongly or not at all.
     "doge": "its experts are rows of embeddings, picked by product keys: no module is called with its choices",
-    "jetmoe": "its experts receive the tokens already regrouped by expert, without the experts' indices",
-    "llama4": "its experts are called without indices: the router scales the input of every expert instead",
-    "llama4_text": "its experts are called without indices: the router scales the input of every expert instead",
-    "longcat_flash": "it also sends tokens to identity experts, which hold no weights to check a recording against",
+    "inkling2_loop_text": "some of its layers run several times in a forward, and choose anew each time",
     "nllb-moe": "transformers executes other experts than its router chose (it takes a one-hot of a one-hot)",
-    "switch_transformers": "its experts are called with one-hot rows (tokens, 1, experts), in which a token that "
-    "was dropped for lack of capacity keeps a weight",
-    "zaya": "a token that skips its experts is sent to expert 0 with weight 0, the same as one that was routed there",
 }
+_BLOCKS = {
+    # Blocks without a module called `experts`, or with another module of that name: where their experts are called.
+    "JetMoeMoA": "input_linear",
+    "JetMoeMoE": "input_linear",
+}
+_OTHER_SENSES = {"vision_moe"}
+"""Blocks that run only where a batch holds images, beside one for its text."""
 _GATE_NAMES = ("gate", "router")
 _GATE_CLASS = re.compile(r"Router|Gating|TopKGate")
 _SLOTS_NAMES = ("top_k", "num_experts_per_tok", "moe_top_k", "moe_topk", "top_k_experts", "num_experts_per_token")
@@ -54,6 +56,15 @@ class Site:
     gate_name: str
     scoring: Scoring | None
     argument_names: Sequence[str] = field(repr=False)
+    form: Form = field(default=RULE, repr=False)
+    bias_at: tuple[nn.Module, str] | None = field(default=None, repr=False)
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """The correction bias of a router that has one, (experts,), as it is now."""
+        assert self.bias_at is not None, "the scoring says whether there is one"
+        found: torch.Tensor = getattr(*self.bias_at)
+        return found.detach().flatten()
 
     @property
     def where(self) -> str:
@@ -65,20 +76,52 @@ class Site:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return hidden states, experts and weights of a call of the experts, given by position or by name.
 
+        They are those of the call, which is where an intervention changes them; recording reads `read_choice`.
+
         Raises:
             UnsupportedModelError: if the call does not hold them in the form of the rule.
         """
-        given: list[Any] = [
+        if not self.form.by_rule:
+            raise UnsupportedModelError(
+                f"{self.where}: its experts are not called with the indices and weights of the chosen experts, so that "
+                "its choice can be recorded but not changed"
+            )
+        hidden, ids, weights = given = self._given(args, kwargs)
+        if not _are_tensors(given) or ids.dim() != 2 or ids.shape != weights.shape:
+            raise self._unreadable(given)
+        return hidden, ids, weights
+
+    def read_choice(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return hidden states, and experts and weights as executed, of a call of the experts.
+
+        Raises:
+            UnsupportedModelError: if the call does not hold them in the router's form.
+        """
+        if self.form.by_rule:
+            hidden, ids, weights = self.read_call(args, kwargs)
+        else:
+            hidden, ids, weights = given = self._given(args, kwargs)
+            if not _are_tensors(given) or ids.dim() != 3 or ids.shape[:2] != weights.shape:
+                raise self._unreadable(given)
+        return hidden, *self.form.translate(ids, weights, self.router.n_slots)
+
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        return [
             args[index] if index < len(args) else kwargs.get(name) for index, name in enumerate(self.argument_names)
         ]
-        hidden, ids, weights = given
-        if not all(isinstance(one, torch.Tensor) for one in given) or ids.dim() != 2 or ids.shape != weights.shape:
-            shapes = [tuple(one.shape) if isinstance(one, torch.Tensor) else type(one).__name__ for one in given]
-            raise UnsupportedModelError(
-                f"{self.where}: its experts were called with {shapes}, not with hidden states, indices (tokens, slots) "
-                "and weights (tokens, slots); this router cannot be read"
-            )
-        return hidden, ids, weights
+
+    def _unreadable(self, given: Sequence[Any]) -> UnsupportedModelError:
+        shapes = [tuple(one.shape) if isinstance(one, torch.Tensor) else type(one).__name__ for one in given]
+        return UnsupportedModelError(
+            f"{self.where}: its experts were called with {shapes}, not with hidden states, indices (tokens, slots) "
+            "and weights (tokens, slots); this router cannot be read"
+        )
+
+
+def _are_tensors(given: Sequence[Any]) -> bool:
+    return all(isinstance(one, torch.Tensor) for one in given)
 
 
 def find_routers(model: nn.Module) -> list[Router]:
@@ -103,7 +146,7 @@ def find_sites(model: nn.Module) -> list[Site]:
         UnsupportedModelError: as `find_routers`.
     """
     _refuse_known(model)
-    names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "experts"]
+    names = [name for name, module in model.named_modules() if _holds_experts(name, module)]
     if not names:
         raise UnsupportedModelError(
             f"{type(model).__name__}: no router found, since it has no module called 'experts'; is it a "
@@ -112,11 +155,21 @@ def find_sites(model: nn.Module) -> list[Site]:
     return [_read_site(model, name, index) for index, name in enumerate(names)]
 
 
+def _holds_experts(name: str, module: nn.Module) -> bool:
+    if type(module).__name__ in _BLOCKS:
+        return True
+    *above, last = name.split(".")
+    return last == "experts" and not _OTHER_SENSES.intersection(above)
+
+
 def find_stream(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
     """Return the module whose forward is one pass of tokens through all the sites.
 
     It is the innermost transformers model that holds every site (for a causal language model its decoder without the
     head), so that a call of the head's model and a direct call of the decoder are both seen. Without one, `model`.
+
+    Raises:
+        UnsupportedModelError: if an encoder and a decoder hold routers; the message names both.
     """
     names = [site.router.name.split(".") if site.router.name else [] for site in sites]
     shared: list[str] = []
@@ -124,11 +177,24 @@ def find_stream(model: nn.Module, sites: Sequence[Site]) -> nn.Module:
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    for length in range(len(shared), -1, -1):
-        module = model.get_submodule(".".join(shared[:length]))
-        if hasattr(module, "main_input_name"):  # every PreTrainedModel says which argument holds its tokens
-            return module
-    return model
+    innermost = {_innermost_model(model, parts) for parts in names}
+    stream = model.get_submodule(".".join(_innermost_model(model, shared)))
+    if len(innermost) > 1 and getattr(getattr(stream, "config", None), "is_encoder_decoder", False):
+        parts_of_it = " and ".join("model." + ".".join(one) for one in sorted(innermost, reverse=True))
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its encoder and its decoder are streams of different tokens; record them one by "
+            f"one: {parts_of_it} (both recordings may be open at once)"
+        )
+    return stream
+
+
+def _innermost_model(model: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
+    """Return the path of the innermost transformers model on the way to a module, () where there is none."""
+    for length in range(len(parts), 0, -1):
+        # Every PreTrainedModel says which argument holds its tokens.
+        if hasattr(model.get_submodule(".".join(parts[:length])), "main_input_name"):
+            return tuple(parts[:length])
+    return ()
 
 
 def check_gates(sites: Sequence[Site]) -> None:
@@ -158,22 +224,38 @@ def _refuse_known(model: nn.Module) -> None:
             )
 
 
-def _read_site(model: nn.Module, experts_name: str, index: int) -> Site:
-    experts = model.get_submodule(experts_name)
-    name = experts_name.rpartition(".")[0]
-    block = model.get_submodule(name)
-    label = f"{experts_name} ({type(experts).__name__})"
-    names = _argument_names(experts, label)
+def _read_site(model: nn.Module, name: str, index: int) -> Site:
+    """Return the router whose experts, or whose block of a known class, has this name."""
+    found = model.get_submodule(name)
+    within = _BLOCKS.get(type(found).__name__)
+    block_name = name if within else name.rpartition(".")[0]
+    block = model.get_submodule(block_name)
+    experts = getattr(found, within) if within else found
+    label = f"{name} ({type(found).__name__})"
+    form = form_of(experts)
+    names = _argument_names(experts, label) if form.at_call else []
     gate_name, gate = _find_gate(block)
-    kind, scoring = read_gate(gate) if gate is not None else ("unknown", None)
-    n_experts = getattr(experts, "num_experts", None)
-    if not isinstance(n_experts, int):
+    kind, scoring = read_gate(gate, block) if gate is not None else ("unknown", None)
+    n_experts = _find_number(("total_experts", "num_experts"), experts)
+    if n_experts is None:
         raise UnsupportedModelError(f"{label}: it does not say how many experts it holds (num_experts)")
-    n_slots = _find_number(_SLOTS_NAMES, gate, block, getattr(block, "config", None), _config_above(model, name))
+    config = _config_above(model, block_name)
+    n_slots = form.n_slots or _find_number(_SLOTS_NAMES, gate, block, getattr(block, "config", None), config)
     if n_slots is None:
         raise UnsupportedModelError(f"{label}: how many experts a token goes to is written nowhere (top_k)")
-    router = Router(index, name, _layer(name, index), n_experts, n_slots, kind)
-    return Site(router, experts, gate, f"{name}.{gate_name}", scoring, names)
+    if gate is None and not form.at_call:
+        raise UnsupportedModelError(f"{label}: its router is not where it is expected")
+    router = Router(index, block_name, _layer(block_name, index), n_experts, n_slots, kind)
+    return Site(
+        router,
+        experts,
+        gate,
+        f"{block_name}.{gate_name}",
+        scoring,
+        names,
+        form,
+        find_bias(gate, block) if gate else None,
+    )
 
 
 def _argument_names(experts: nn.Module, label: str) -> list[str]:

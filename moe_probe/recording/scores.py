@@ -21,35 +21,60 @@ from torch import nn
 BIAS_NAME = "e_score_correction_bias"
 
 _TOP_K_SOFTMAX = "top-k softmax"
+_TOP_K_SIGMOID = "top-k sigmoid"
+_SIGMOID = "sigmoid top-k"
+_SOFTMAX_AND_BIAS = "softmax + bias top-k"
+_SIGMOID_AND_BIAS = "sigmoid + bias top-k"
+_ONE_HOT = "softmax one-hot with capacity"
 _KINDS_OF_THEIR_OWN = {
     # Routers that the rule in `read_gate` would misname, with what they do.
-    "AfmoeTokenChoiceRouter": "sigmoid + bias top-k",
+    "AfmoeTokenChoiceRouter": _SIGMOID_AND_BIAS,
     "AriaTextTopKRouter": _TOP_K_SOFTMAX,
     "DeepseekV4HashRouter": "hash",
-    "Ernie4_5_MoeTopKRouter": "softmax + bias top-k",
-    "Ernie4_5_VLMoeMoeTopKRouter": "softmax + bias top-k",
-    "FlintTopKRouter": "sigmoid top-k",
+    "Ernie4_5_MoeTopKRouter": _SOFTMAX_AND_BIAS,
+    "Ernie4_5_VLMoeMoeTopKRouter": _SOFTMAX_AND_BIAS,
+    "FlintTopKRouter": _SIGMOID,
     "GptOssTopKRouter": _TOP_K_SOFTMAX,
     "GraniteMoeHybridTopKRouter": _TOP_K_SOFTMAX,
     "GraniteMoeSWATopKRouter": _TOP_K_SOFTMAX,
     "GraniteMoeSharedTopKRouter": _TOP_K_SOFTMAX,
     "GraniteMoeTopKRouter": _TOP_K_SOFTMAX,
-    "HYV3TopKRouter": "sigmoid + bias top-k",
-    "Kolibri1TopKRouter": "top-k sigmoid",
-    "Lfm2MoeTopKRouter": "sigmoid + bias top-k",
-    "MiniMaxM2TopKRouter": "sigmoid + bias top-k",
+    "HYV3TopKRouter": _SIGMOID_AND_BIAS,
+    "JetMoeTopKGating": _TOP_K_SOFTMAX,
+    "Kolibri1TopKRouter": _TOP_K_SIGMOID,
+    "Lfm2MoeTopKRouter": _SIGMOID_AND_BIAS,
+    "Llama4Router": _TOP_K_SIGMOID,
+    "LongcatFlashTopkRouter": _SOFTMAX_AND_BIAS,
+    "MiniMaxM2TopKRouter": _SIGMOID_AND_BIAS,
     "OpenAIPrivacyFilterTopKRouter": _TOP_K_SOFTMAX,
     "PhimoeTopKRouter": "sparsemixer",
+    "SwitchTransformersTop1Router": _ONE_HOT,
+    "ZayaRouter": "softmax + bias top-k with skip",
 }
+_SCORED: dict[str, tuple[Literal["softmax", "sigmoid"], bool]] = {
+    # Kinds of their own that can be scored: the activation, and whether top-k is taken of the logits.
+    _TOP_K_SOFTMAX: ("softmax", True),
+    _TOP_K_SIGMOID: ("sigmoid", True),
+    _SIGMOID: ("sigmoid", False),
+    _SIGMOID_AND_BIAS: ("sigmoid", False),
+    _SOFTMAX_AND_BIAS: ("softmax", False),
+    _ONE_HOT: ("softmax", False),
+}
+_RETURN_PROBABILITIES = {"DiffusionGemmaTextRouter", "Gemma4TextRouter"}
 _READ = {
     # Classes whose selection score is known from their definition; of others the first forward has to prove it.
     "DeepseekV3TopkRouter",
+    "DiffusionGemmaTextRouter",
+    "Gemma4TextRouter",
     "GptOssTopKRouter",
     "GraniteMoeTopKRouter",
+    "JetMoeTopKGating",
+    "Llama4Router",
     "MixtralTopKRouter",
     "OlmoeTopKRouter",
     "Qwen2MoeTopKRouter",
     "Qwen3MoeTopKRouter",
+    "SwitchTransformersTop1Router",
 }
 _LOWEST = -1e4
 _MARGIN_ROUNDING = 1e-4
@@ -70,6 +95,8 @@ class Scoring:
     n_groups: int
     n_kept_groups: int
     known: bool
+    of_probabilities: bool = False  # the router returns probabilities in the place of logits
+    best_of_group: int = 2  # how many of a group's experts make its score
 
 
 class Scores(NamedTuple):
@@ -80,33 +107,64 @@ class Scores(NamedTuple):
     share_error: torch.Tensor  # (layers,) float32
 
 
-def read_gate(gate: nn.Module) -> tuple[str, Scoring | None]:
-    """Return a router module's kind, and its scoring where there is one to try.
+def find_bias(gate: nn.Module, block: nn.Module | None = None) -> tuple[nn.Module, str] | None:
+    """Return the module that holds a router's correction bias and its name there, None where there is none.
+
+    Some routers are handed it by their block, or keep it a module deeper.
+    """
+    holders = [(gate, BIAS_NAME)]
+    if "+ bias" in _KINDS_OF_THEIR_OWN.get(type(gate).__name__, ""):
+        deeper = getattr(gate, "moe_statics", None)
+        holders += [(one, name) for one in (deeper, block) if one is not None for name in (BIAS_NAME, "expert_bias")]
+    return next(((one, name) for one, name in holders if isinstance(getattr(one, name, None), torch.Tensor)), None)
+
+
+def read_gate(gate: nn.Module, block: nn.Module | None = None) -> tuple[str, Scoring | None]:
+    """Return the kind of a router module, and its scoring where there is one to try; `block` is the module around it.
 
     The rule: a correction bias goes with sigmoid scores, everything else is a softmax; groups where there are several.
     """
     name = type(gate).__name__
-    bias = getattr(gate, BIAS_NAME, None)
-    n_groups = getattr(gate, "num_group", None) or 1
-    if name in _KINDS_OF_THEIR_OWN and _KINDS_OF_THEIR_OWN[name] != _TOP_K_SOFTMAX:
-        return _KINDS_OF_THEIR_OWN[name], None
+    held = find_bias(gate, block)
+    bias = None if held is None else getattr(*held)
+    method = getattr(gate, "topk_method", None)  # DeepSeek-V2's: its groups are scored by their best expert, if at all
+    n_groups = 1 if method == "greedy" else getattr(gate, "num_group", None) or 1
+    activation: Literal["softmax", "sigmoid"] = "softmax" if bias is None else "sigmoid"
+    of_logits = False
+    score_function = getattr(gate, "score_fn", None)
+    kind = _KINDS_OF_THEIR_OWN.get(name)
+    if kind is None and isinstance(score_function, nn.Module) and not isinstance(score_function, nn.Sigmoid):
+        kind = f"{type(score_function).__name__.removesuffix('Activation').lower()} + bias top-k"
+    if kind is not None:
+        if kind not in _SCORED or (bias is None and "bias" in kind):
+            return kind, None
+        activation, of_logits = _SCORED[kind]
+    else:
+        parts = [activation] + ["bias"] * (bias is not None) + ["groups"] * (n_groups > 1)
+        kind = f"{' + '.join(parts)} top-k"
+    if bias is not None and bias.is_meta:
+        return kind, None  # offloaded: the bias is not there when the scores are made
     scoring = Scoring(
-        activation="softmax" if bias is None else "sigmoid",
-        of_logits=name in _KINDS_OF_THEIR_OWN,
+        activation=activation,
+        of_logits=of_logits,
         has_bias=bias is not None,
         n_groups=n_groups,
         n_kept_groups=getattr(gate, "topk_group", None) or 1,
         known=name in _READ,
+        of_probabilities=name in _RETURN_PROBABILITIES,
+        best_of_group=1 if method == "group_limited_greedy" else 2,
     )
-    if scoring.of_logits:
-        return _TOP_K_SOFTMAX, scoring
-    parts = [scoring.activation] + ["bias"] * scoring.has_bias + ["groups"] * (n_groups > 1)
-    unreadable = bias is not None and bias.is_meta  # offloaded: the bias is not there when the scores are made
-    return f"{' + '.join(parts)} top-k", None if unreadable else scoring
+    return kind, scoring
 
 
 def score(
-    scoring: Scoring, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None
+    scoring: Scoring,
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    drops: bool = False,
 ) -> Scores:
     """Return entropy and margin of every token of several routers of one scoring.
 
@@ -116,6 +174,8 @@ def score(
         ids: executed experts, (layers, tokens, slots), in range.
         weights: executed weights, (layers, tokens, slots).
         bias: (layers, experts) correction biases where the scoring has one.
+        drops: whether ids may be -1, where a slot held no expert. The margin is then that of the others; a token
+            without any has that of the choice that was dropped, taken to be the best.
 
     Returns:
         Scores. A margin is infinite where no selectable expert was left out, and negative where a higher score was
@@ -129,6 +189,8 @@ def score(
         (1.5, 0.25)
     """
     logits = logits.float()
+    if scoring.of_probabilities:
+        logits = logits.log()
     if scoring.activation == "softmax":
         # The bound keeps a masked logit, −inf, from making 0·(−inf); its exponential is 0 already.
         shifted = (logits - logits.amax(dim=-1, keepdim=True)).clamp_min(_LOWEST)
@@ -146,6 +208,10 @@ def score(
         selection = selection + bias.float().unsqueeze(1)
     if scoring.n_groups > 1:
         selection = _masked_to_groups(selection, scoring)
+    if drops:
+        best = selection.argmax(dim=-1, keepdim=True)
+        best = torch.where((ids < 0).all(dim=-1, keepdim=True), best, ids.amax(dim=-1, keepdim=True))
+        ids = torch.where(ids < 0, best, ids)  # an empty slot repeats another, which changes no extreme
     chosen = selection.gather(-1, ids).amin(dim=-1)
     passed_over = selection.scatter(-1, ids, -math.inf).amax(dim=-1)
     # A scoring that was read needs no proof.
@@ -168,9 +234,9 @@ def explains(
 
 
 def _masked_to_groups(selection: torch.Tensor, scoring: Scoring) -> torch.Tensor:
-    """Return selection scores with −inf in the groups whose two best experts do not add up to enough."""
+    """Return selection scores with −inf in the groups whose best experts do not add up to enough."""
     grouped = selection.view(*selection.shape[:-1], scoring.n_groups, -1)  # (layers, tokens, groups, experts in it)
-    group_scores = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+    group_scores = grouped.topk(min(scoring.best_of_group, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
     kept = group_scores.topk(scoring.n_kept_groups, dim=-1).indices
     hidden = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
     return grouped.masked_fill(hidden.unsqueeze(-1), -math.inf).flatten(-2)
