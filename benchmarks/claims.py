@@ -21,7 +21,7 @@ import torch
 
 import moe_probe as mp
 from moe_probe_data import MODEL
-from moe_probe_data.corpora import read_corpora
+from moe_probe_data.corpora import CorpusMissingError, read_corpora
 from moe_probe_data.measure_tiny_mixtral import held_out_documents
 from moe_probe_data.train_tiny_mixtral import Recipe, new_model
 
@@ -84,7 +84,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.out or Path(scratch)
         models = {"trained": MODEL, "untrained": untrained(Path(scratch) / "model")}
-        documents = held_out_documents(read_corpora())
+        try:
+            documents = held_out_documents(read_corpora())
+        except CorpusMissingError as error:
+            print(f"not measured: {error}")
+            return
         found = {}
         for name, model in models.items():
             if (folder / name / "run.json").exists():

@@ -47,7 +47,7 @@ Inputs = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Labels = Annotated[str, typer.Option(help="Labels to give every token, separated by commas.")]
 Language = Annotated[str | None, typer.Option(help="Language of documents that do not say theirs, for example en.")]
-Tagger = Annotated[str | None, typer.Option(help="spaCy pipeline for upos; by default en_core_web_sm.")]
+Tagger = Annotated[str | None, typer.Option(help="spaCy pipeline for upos, xpos and stmoe; by default en_core_web_sm.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
+from app_pages import open_page, written
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import TEXTS, Shape, make_run
 
-import moe_probe_app
 from moe_probe.errors import BadInputError, MoeProbeError
 from moe_probe.store import Run, open_run
 from moe_probe_app import library, serve
@@ -22,7 +21,6 @@ from moe_probe_app.components import desk
 from moe_probe_app.selection import Selection, as_query, fit, from_query, from_view_state, view_state
 from moe_probe_app.settings import Settings, configure
 
-PAGES = Path(moe_probe_app.__file__).parent / "pages"
 HOSTILE = "<b>x</b> :red[x] $x$"
 
 
@@ -44,19 +42,6 @@ def started(root: Path) -> Iterator[None]:
     configure(Settings(root))
     yield
     configure(Settings(Path("runs")))
-
-
-def open_page(name: str, **query: str) -> AppTest:
-    page = AppTest.from_file(str(PAGES / f"{name}.py"), default_timeout=60)
-    for key, value in query.items():
-        page.query_params[key] = value
-    page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def written(page: AppTest) -> str:
-    return "\n".join(str(one.proto.body) for one in page.get("html"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from app_pages import written
 from streamlit.testing.v1 import AppTest
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
@@ -60,10 +61,6 @@ def run(page: AppTest) -> AppTest:
     page.run()
     assert not page.exception, page.exception
     return page
-
-
-def written(page: AppTest) -> str:
-    return "\n".join(str(one.proto.body) for one in page.get("html"))
 
 
 def press(page: AppTest, key: str) -> AppTest:

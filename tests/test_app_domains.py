@@ -8,14 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import app_pages
 import polars as pl
 import pytest
+from app_pages import written
 from streamlit.testing.v1 import AppTest
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import TEXTS, make_run
 
-import moe_probe_app
 from moe_probe.store import open_run
 from moe_probe.tables import divergence, repetition
 from moe_probe_app import library
@@ -36,15 +37,7 @@ def root(made: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def open_page() -> AppTest:
-    page = AppTest.from_file(str(Path(moe_probe_app.__file__).parent / "pages/domains.py"), default_timeout=60)
-    page.query_params["run"], page.query_params["layer"] = "small", "3"
-    page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def written(page: AppTest) -> str:
-    return "\n".join(str(one.proto.body) for one in page.get("html"))
+    return app_pages.open_page("domains", run="small", layer="3")
 
 
 def set_domains(root: Path, domains: list[str | None]) -> None:

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
+import app_pages
 import polars as pl
 import pytest
+from app_pages import written
 from streamlit.testing.v1 import AppTest
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import CODE, HOSTILE, PROSE, Shape, make_run
 
-import moe_probe_app
 from moe_probe.store import Run, open_run
 from moe_probe.tables import expert_names, load_table
 from moe_probe_app.components import portrait
@@ -46,16 +47,7 @@ def run(root: Path) -> Run:
 
 
 def open_page(**query: str) -> AppTest:
-    page = AppTest.from_file(str(Path(moe_probe_app.__file__).parent / "pages/experts.py"), default_timeout=60)
-    for name, value in ({"run": "many", "layer": str(LAYER)} | query).items():
-        page.query_params[name] = value
-    page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def written(page: AppTest) -> str:
-    return "\n".join(str(one.proto.body) for one in page.get("html"))
+    return app_pages.open_page("experts", **({"run": "many", "layer": str(LAYER)} | query))
 
 
 def named(run: Run, *, with_name: bool) -> dict[str, object]:

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_pages import open_page, written
 from hand_made_runs import write_run
-from streamlit.testing.v1 import AppTest
 from surprisal_runs import with_surprisal
 
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import PROSE, TEXTS, Shape, make_run
 
-import moe_probe_app
 from moe_probe.store import open_run
 from moe_probe.tables import coactivation, paths
 from moe_probe_app.components import comparison
 from moe_probe_app.settings import Settings, configure
 
-PAGES = Path(moe_probe_app.__file__).parent / "pages"
 HOSTILE = "<b>other</b> :red[x]"
 
 
@@ -41,19 +39,6 @@ def started(root: Path) -> Iterator[None]:
     configure(Settings(root))
     yield
     configure(Settings(Path("runs")))
-
-
-def open_page(name: str, **query: str) -> AppTest:
-    page = AppTest.from_file(str(PAGES / f"{name}.py"), default_timeout=60)
-    for key, value in query.items():
-        page.query_params[key] = value
-    page.run()
-    assert not page.exception, page.exception
-    return page
-
-
-def written(page: AppTest) -> str:
-    return "\n".join(str(one.proto.body) for one in page.get("html"))
 
 
 @pytest.mark.parametrize("name", ["coactivation", "paths", "compare"])

@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 
 from moe_probe.charts.effects import effect_bars, effect_heatmap
-from moe_probe.effects.table import EFFECT_COLUMNS, MORE_THAN_ANY, NOT_SHOWN
+from moe_probe.effects.table import EFFECT_COLUMNS, MORE_THAN_ANY
+from moe_probe.measures.verdicts import NOT_SHOWN
 from moe_probe.tables.columns import schema_of
 
 

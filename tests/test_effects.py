@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 import moe_probe as mp
+from moe_probe.charts.effects import effect_heatmap
 from moe_probe.effects import effect, effect_map, effect_table, open_effects
 from moe_probe.effects.folder import MANIFEST, PARTS
-from moe_probe.effects.table import MORE_THAN_ANY, NOT_ENOUGH, THIS_TEXT_ONLY
+from moe_probe.effects.table import MORE_THAN_ANY
+from moe_probe.effects.wording import effect_sentence
 from moe_probe.errors import BadInputError, RunError
 from moe_probe.intervening import ablate
+from moe_probe.measures.verdicts import NOT_ENOUGH, THIS_TEXT_ONLY
 from moe_probe.models import LanguageModel
 from moe_probe.watching import Progress
 
@@ -212,12 +215,29 @@ def test_one_text_gives_no_verdict(lm: LanguageModel) -> None:
 
 
 def test_what_is_not_there_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="layer 17: it has 0 routers"):
+    with pytest.raises(BadInputError, match="layer 17: it has no router; layers with one are 0, 1"):
         effect(lm, texts(5, 1), 17, [0], label="shape")
     with pytest.raises(BadInputError, match="layer 17: it has no router"):
         effect_map(lm, texts(5, 1), tmp_path / "map", layers=[17])
     with pytest.raises(BadInputError, match="carried_by 'both': choose one of predicted, routed"):
         effect(lm, texts(5, 1), LAYER, [0], label="shape", carried_by="both")
+
+
+@pytest.mark.parametrize("experts", [[99], [-1], []])
+def test_experts_that_do_not_exist_are_refused_before_anything_runs(lm: LanguageModel, experts: list[int]) -> None:
+    with pytest.raises(BadInputError, match=r"it has 8, counted from 0|give at least one"):
+        effect(lm, texts(5, 1), LAYER, experts, label="shape")
+
+
+def test_rerouting_has_no_random_control_and_is_judged_by_experts_of_like_load(lm: LanguageModel) -> None:
+    found = effect(lm, texts(8, 2), LAYER, [7], label="shape", how="reroute")
+    assert found["over_random"].null_count() == found["random_difference"].null_count() == len(found)
+    assert found["matched_experts"].to_list()[0] > 0
+    tested = found.filter(pl.col("q_value").is_not_null())
+    assert not tested.is_empty()
+    assert "at random" not in effect_sentence(found, how="reroute")
+    figure = effect_heatmap(found, LAYER)
+    assert "for other experts of half to twice the load" in figure.layout.title.subtitle.text
 
 
 def test_nothing_is_left_behind_in_the_model(lm: LanguageModel) -> None:

@@ -12,11 +12,12 @@ import torch
 import moe_probe as mp
 from moe_probe.effects.by_token import change_bound, most_changed, token_changes
 from moe_probe.effects.cost import Cost, measure_cost
-from moe_probe.effects.table import MORE_THAN_ANY, MORE_THAN_CONTROLS, NOT_ENOUGH, NOT_SHOWN, THIS_TEXT_ONLY
+from moe_probe.effects.table import MORE_THAN_ANY, MORE_THAN_CONTROLS
 from moe_probe.effects.texts import documents_of
 from moe_probe.effects.wording import effect_sentence
 from moe_probe.errors import BadInputError, MoeProbeError
 from moe_probe.intervening import ablate, reroute
+from moe_probe.measures.verdicts import NOT_ENOUGH, NOT_SHOWN, THIS_TEXT_ONLY
 from moe_probe.models import LanguageModel
 from moe_probe.schema import Router
 from moe_probe.watching import Progress
@@ -197,7 +198,9 @@ def test_documents_that_are_not_there_are_refused(run: mp.Run) -> None:
         documents_of(run, [0, 2])
 
 
-def _table(verdicts: list[str], carried_by: str = "predicted", experts: str = "3") -> pl.DataFrame:
+def _table(
+    verdicts: list[str], carried_by: str = "predicted", experts: str = "3", *, random: bool = True
+) -> pl.DataFrame:
     labels = ["VERB", "NUM", "NOUN"][: len(verdicts)]
     return pl.DataFrame(
         {
@@ -209,6 +212,7 @@ def _table(verdicts: list[str], carried_by: str = "predicted", experts: str = "3
             "difference": [0.5, 0.25, -0.1][: len(verdicts)],
             "difference_ci_low": [0.4, 0.1, None][: len(verdicts)],
             "difference_ci_high": [0.6, 0.4, None][: len(verdicts)],
+            "over_random": 0.3 if random else None,
             "matched_experts": 4,
             "verdict": verdicts,
         }
@@ -218,13 +222,14 @@ def _table(verdicts: list[str], carried_by: str = "predicted", experts: str = "3
 def test_a_sentence_says_whom_it_hurts_by_how_much_and_beyond_what() -> None:
     said = effect_sentence(_table([MORE_THAN_ANY, MORE_THAN_CONTROLS, NOT_SHOWN]))
     assert said.startswith("Switching off expert 3 of layer 2 hurts verbs: +0.50 bits (+0.40 to +0.60) more surprisal")
-    assert "more than switching off any other expert of the layer." in said
+    assert "more than dropping as many assignments at random, and more than any other expert of the layer." in said
     assert said.endswith("not more than every other expert: numerals.")
-    controls = effect_sentence(_table([MORE_THAN_CONTROLS, MORE_THAN_CONTROLS], "routed", "0 2"), how="reroute")
+    controls = effect_sentence(_table([MORE_THAN_CONTROLS] * 2, "routed", "0 2", random=False), how="reroute")
     assert controls.startswith(
         "Sending the tokens of experts 0 and 2 of layer 2 to the next best hurts tokens that follow"
     )
-    assert "one of 4 experts of like load" in controls
+    assert "more than switching off one of 4 experts of like load; that it is" in controls
+    assert "at random" not in controls
     assert "Likewise, less strongly: tokens that follow numerals." in controls
 
 

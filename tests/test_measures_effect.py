@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_probe.measures.effect import difference, effective_clusters, mean_effect, over_any
+from moe_probe.measures.effect import difference, label_clusters, mean_effect, over_any
 
 
 def sums_of(d: np.ndarray, cluster: np.ndarray, label: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +19,7 @@ def test_means_and_differences_by_hand() -> None:
     sums, counts = np.array([[3.0, 1.0], [1.0, 1.0]]), np.array([[2, 1], [2, 3]])
     assert mean_effect(sums, counts).value.tolist() == [1.0, 0.5]
     assert difference(sums, counts).value.tolist() == [0.5, -0.5]
-    assert effective_clusters(counts).tolist() == [1.6, 1.6]
+    assert label_clusters(counts).tolist() == [1.6, 1.6]
 
 
 def test_one_token_a_cluster_is_the_textbook_interval() -> None:

@@ -15,9 +15,9 @@ from moe_probe.corpus import Document
 from moe_probe.errors import BadInputError, MoeProbeError, RoutingError, RunError
 from moe_probe.models import LanguageModel
 from moe_probe.store import open_run
-from moe_probe.tracing import Progress, trace
+from moe_probe.tracing import Progress, forward, trace
 from moe_probe.tracing.encoding import Encoder
-from moe_probe.tracing.forward import ForwardPass, is_out_of_memory
+from moe_probe.tracing.forward import is_out_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -306,17 +306,17 @@ class Small:
     """A model whose memory ends at so many tokens in a batch."""
 
     def __init__(self, monkeypatch, limit: int, error: Exception) -> None:
-        decode = ForwardPass._decode
+        decode = forward.decode
 
-        def guarded(forward: ForwardPass, batch):
+        def guarded(lm: LanguageModel, batch):
             if batch.ids.size > limit:
                 self.failures += 1
-                decode(forward, batch)  # what was recorded before memory ran out must not count
+                decode(lm, batch)  # what was recorded before memory ran out must not count
                 raise error
-            return decode(forward, batch)
+            return decode(lm, batch)
 
         self.failures = 0
-        monkeypatch.setattr(ForwardPass, "_decode", guarded)
+        monkeypatch.setattr(forward, "decode", guarded)
 
 
 @pytest.mark.parametrize(
@@ -356,13 +356,13 @@ def test_other_errors_of_the_model_are_not_taken_for_memory(lm, documents, tmp_p
 
 
 def test_a_recorder_that_misses_tokens_is_an_error(lm, documents, tmp_path, monkeypatch):
-    decode = ForwardPass._decode
+    decode = forward.decode
 
-    def twice(forward, batch):
-        decode(forward, batch)
-        return decode(forward, batch)
+    def twice(lm, batch):
+        decode(lm, batch)
+        return decode(lm, batch)
 
-    monkeypatch.setattr(ForwardPass, "_decode", twice)
+    monkeypatch.setattr(forward, "decode", twice)
     with pytest.raises(RoutingError, match=r"\d+ tokens were recorded of a batch of \d+"):
         trace(lm, documents, tmp_path / "run", labels=())
 

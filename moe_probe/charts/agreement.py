@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from plotly.colors import sample_colorscale
 
 from moe_probe.charts.look import (
+    DIVERGING,
     GREY,
     colour_bar,
     downwards,
@@ -32,7 +33,6 @@ MEASURES = {"set_overlap": "experts in common", "first_choice": "same first choi
 
 _COLOURS = (2, 7, 3)  # of EXPERT_COLOURS: those that stand out from white and from black alike
 _MARKS = ("circle", "square", "diamond")
-_DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B26B"), (1.0, "#B8600B"))
 _DEPTH = [
     [place, f"rgb{tuple(bytes.fromhex(EXPERT_COLOURS[index][1:]))}"] for place, index in ((0, 2), (0.5, 5), (1, 7))
 ]
@@ -201,7 +201,7 @@ def load_difference_heatmap(frame: pl.DataFrame, *, slot: str = "any") -> go.Fig
             hovertemplate="<b>%{customdata[4]}, expert %{customdata[0]:.0f}</b><br>%{customdata[1]:.2%} →"
             " %{customdata[2]:.2%} of the load<br>%{customdata[3]:+.2%}%{customdata[5]}<extra></extra>",
             hoverongaps=False,
-            colorscale=_DIVERGING,
+            colorscale=DIVERGING,
             zmin=-reach,
             zmax=reach,
             xgap=1 if shape[1] <= 64 else 0,

@@ -10,6 +10,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from moe_probe.charts.look import GREY, colour_bar, downwards, dress, escape, named_ticks, nothing, range_text
+from moe_probe.charts.neighbours import CHANCES, MEASURES
 from moe_probe.errors import BadInputError
 from moe_probe.palette import EXPERT_COLOURS, INK, expert_colours
 
@@ -27,18 +28,6 @@ _PANEL = 190  # pixels
 _SHARES = "How much of each domain does each expert take?"
 _MATRIX = "Which domains go to other experts?"
 _REPEATS = "In which domains do neighbouring tokens go to the same expert?"
-
-_MEASURES = {
-    "first_choice": ("first", "that have the same first choice"),
-    "either": ("either", "that share an expert in any slot"),
-}
-_CHANCES = (
-    ("uniform", "chance: even routing", GREY, "x"),
-    ("load", "chance: two tokens of a domain", EXPERT_COLOURS[7], "square"),
-    ("document", "chance: two tokens of a document", EXPERT_COLOURS[3], "diamond"),
-    ("token", "chance: the same tokens elsewhere", EXPERT_COLOURS[5], "triangle-up"),
-)
-"""Column, name, colour and mark of each chance, as `neighbours.repetition_lines` draws them over layers."""
 
 
 def domain_shares(frame: pl.DataFrame, routers: Sequence[int], *, focus: Sequence[int] = ()) -> go.Figure:
@@ -171,16 +160,16 @@ def repetition_by_domain(frame: pl.DataFrame, router: int, *, measure: str = "fi
     Raises:
         BadInputError: `measure` is neither.
     """
-    if measure not in _MEASURES:
-        raise BadInputError(f"measure {measure!r}: draw one of {', '.join(_MEASURES)}")
-    ending, counted = _MEASURES[measure]
+    if measure not in MEASURES:
+        raise BadInputError(f"measure {measure!r}: draw one of {', '.join(MEASURES)}")
+    ending, counted = MEASURES[measure]
     rows = frame.filter(pl.col("router") == router, pl.col(measure).is_not_null())
     if rows.is_empty():
         return nothing(_REPEATS)
     names = ["all documents" if name == ALL else name for name in rows["domain"]]
     places = list(range(len(names)))
     figure = go.Figure()
-    for column, name, colour, symbol in _CHANCES:
+    for column, name, colour, _, symbol in CHANCES:
         figure.add_trace(
             go.Scatter(
                 x=rows[f"{column}_{ending}"].to_list(),

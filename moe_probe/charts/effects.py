@@ -8,11 +8,25 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from moe_probe.charts.look import GREY, colour_bar, downwards, dress, escape, grid, named_ticks, nothing, range_text
+from moe_probe.charts.look import (
+    DIVERGING,
+    GREY,
+    colour_bar,
+    downwards,
+    dress,
+    escape,
+    grid,
+    named_ticks,
+    nothing,
+    range_text,
+)
 from moe_probe.palette import EXPERT_COLOURS
 
-_DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B26B"), (1.0, "#B8600B"))
 _FAINT = 0.3
+_CONTROLS = {
+    "over_random": "when as many assignments are dropped at random",
+    "over_matched": "for other experts of half to twice the load",
+}
 _STANDS = "more than"
 """How the verdicts begin that say of an effect that it stands."""
 
@@ -58,7 +72,7 @@ def effect_bars(frame: pl.DataFrame, experts: str) -> go.Figure:
             ),
             go.Scatter(
                 x=places,
-                y=rows["random_difference"].to_list(),
+                y=rows["random_difference"].to_list(),  # null, and so not drawn, where experts were rerouted
                 name="as many assignments dropped at random",
                 mode="markers",
                 marker={"symbol": "line-ew-open", "size": 22, "color": GREY, "line": {"width": 2}},
@@ -89,7 +103,9 @@ def effect_heatmap(frame: pl.DataFrame, router: int) -> go.Figure:
         frame: from `effects.effect_table`.
         router: the router's index.
     """
-    rows = frame.filter((pl.col("router") == router) & pl.col("over_random").is_not_null())
+    rows = frame.filter(pl.col("router") == router)
+    control = "over_matched" if rows["over_random"].null_count() == len(rows) else "over_random"
+    rows = rows.filter(pl.col(control).is_not_null())
     title = "Which labels does each expert carry?"
     if rows.is_empty():
         return nothing(title)
@@ -99,17 +115,17 @@ def effect_heatmap(frame: pl.DataFrame, router: int) -> go.Figure:
     x = rows["label"].replace_strict({label: place for place, label in enumerate(labels)}).to_numpy()
     y = rows["experts"].replace_strict({expert: place for place, expert in enumerate(experts)}).to_numpy()
     shape = (len(experts), len(labels))
-    most = float(np.abs(rows["over_random"].to_numpy()).max()) or 1.0
+    most = float(np.abs(rows[control].to_numpy()).max()) or 1.0
     stands = rows["verdict"].str.starts_with(_STANDS).to_numpy()
     facts = [
         grid(rows[name].cast(pl.Float64).fill_null(math.nan).to_numpy(), y, x, shape)
-        for name in ("over_random_ci_low", "over_random_ci_high", "mean_bits", "n")
+        for name in (f"{control}_ci_low", f"{control}_ci_high", "mean_bits", "n")
     ]
     texts = np.full(shape, "", dtype=object)
     texts[y, x] = [escape(one) for one in rows["verdict"].to_list()]
     figure = go.Figure()
     for shown, opacity in ((~stands, _FAINT), (stands, 1.0)):
-        values = np.where(shown, rows["over_random"].to_numpy(), math.nan)
+        values = np.where(shown, rows[control].to_numpy(), math.nan)
         figure.add_trace(
             go.Heatmap(
                 z=grid(values, y, x, shape),
@@ -119,7 +135,7 @@ def effect_heatmap(frame: pl.DataFrame, router: int) -> go.Figure:
                 hoverongaps=False,
                 zmin=-most,
                 zmax=most,
-                colorscale=_DIVERGING,
+                colorscale=DIVERGING,
                 opacity=opacity,
                 showscale=opacity == 1.0,
                 colorbar=colour_bar("bits"),
@@ -130,8 +146,8 @@ def effect_heatmap(frame: pl.DataFrame, router: int) -> go.Figure:
     dress(
         figure,
         title,
-        "Change of surprisal more than of other tokens, and more than when as many assignments are dropped at random: "
-        "the baseline, 0. Faint: not shown.",
+        f"Change of surprisal more than of other tokens, and more than {_CONTROLS[control]}: the baseline, 0. "
+        "Faint: not shown.",
         f"n = {range_text(rows['n'])} tokens a label, of the token {rows['carried_by'][0]}; layer {rows['layer'][0]}.",
         height=min(1200, 240 + 28 * len(experts)),
     )

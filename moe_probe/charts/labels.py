@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe.charts.look import (
+    DIVERGING,
     add_cells,
     colour_bar,
     downwards,
@@ -28,7 +29,6 @@ from moe_probe.measures.verdicts import SPECIALISED
 MINIMUM_EXPECTED = 5.0
 """Cells with a smaller expected count are not drawn: their lift is noise."""
 
-_DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B26B"), (1.0, "#B8600B"))
 _LABEL_CHARACTERS = 22
 _FAINT = 0.3
 _VALUES = {
@@ -206,7 +206,7 @@ def _label_scale(drawn: pl.DataFrame, value: str) -> dict[str, object]:
     ticks = range(-reach, reach + 1)
     texts = [f"{2**tick}×" if tick >= 0 else f"1/{2**-tick}" for tick in ticks]
     bar = colour_bar(name, tickvals=list(ticks), ticktext=texts)
-    return {"colorscale": _DIVERGING, "zmid": 0, "zmin": -reach, "zmax": reach, "colorbar": bar}
+    return {"colorscale": DIVERGING, "zmid": 0, "zmin": -reach, "zmax": reach, "colorbar": bar}
 
 
 def _label_axes(figure: go.Figure, labels: Sequence[str], experts: Sequence[int]) -> None:

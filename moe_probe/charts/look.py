@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 GREY = "#767676"
 """Readable on white and on near-black."""
 
+DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B26B"), (1.0, "#B8600B"))
+"""Less than the baseline in blue, more in orange."""
+
 _FAINT = "rgba(128,128,128,0.25)"
 _MOST_CELLS = 20_000
 

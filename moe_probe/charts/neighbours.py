@@ -9,14 +9,14 @@ from moe_probe.charts.look import GREY, dress, escape, named_ticks, nothing, ran
 from moe_probe.errors import BadInputError
 from moe_probe.palette import EXPERT_COLOURS
 
-_MEASURES = {
+MEASURES = {
     "first_choice": ("first", "that have the same first choice"),
     "either": ("either", "that share an expert in any slot"),
 }
 """What may be drawn: the ending of its columns, and which neighbours it counts."""
 
 _OBSERVED = EXPERT_COLOURS[2]
-_CHANCES = (
+CHANCES = (
     ("uniform", "chance: even routing", GREY, "dot", "x"),
     ("load", "chance: two tokens of a domain", EXPERT_COLOURS[7], "dash", "square"),
     ("document", "chance: two tokens of a document", EXPERT_COLOURS[3], "longdash", "diamond"),
@@ -36,15 +36,15 @@ def repetition_lines(frame: pl.DataFrame, domain: str = "all", *, measure: str =
     Raises:
         BadInputError: `measure` is neither.
     """
-    if measure not in _MEASURES:
-        raise BadInputError(f"measure {measure!r}: draw one of {', '.join(_MEASURES)}")
-    ending, counted = _MEASURES[measure]
+    if measure not in MEASURES:
+        raise BadInputError(f"measure {measure!r}: draw one of {', '.join(MEASURES)}")
+    ending, counted = MEASURES[measure]
     title = "Do neighbouring tokens go to the same expert?"
     rows = frame.filter((pl.col("domain") == domain) & pl.col(measure).is_not_null()).sort("router")
     if rows.is_empty():
         return nothing(title)
     figure = go.Figure(
-        [*(_chance(rows, column, ending, *look) for column, *look in _CHANCES), _observed(rows, measure, ending)]
+        [*(_chance(rows, column, ending, *look) for column, *look in CHANCES), _observed(rows, measure, ending)]
     )
     eligible = range_text(rows["n_token_pairs"])
     documents = "all documents" if domain == "all" else escape(domain)

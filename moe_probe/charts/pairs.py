@@ -9,9 +9,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from moe_probe.charts.labels import MINIMUM_EXPECTED
-from moe_probe.charts.look import colour_bar, downwards, dress, grid, integer_ticks, nothing
+from moe_probe.charts.look import DIVERGING, colour_bar, downwards, dress, grid, integer_ticks, nothing
 
-_DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B26B"), (1.0, "#B8600B"))
 _LEVEL = 0.05
 _FAINT = 0.35
 _LEAST_REACH = 1.0
@@ -111,7 +110,7 @@ def _lift_heatmap(rows: pl.DataFrame, axes: tuple[str, str], shape: tuple[int, i
                 "<br>%{customdata[7]:.1%} of the first one's tokens<br>q = %{customdata[8]:.3f}<extra></extra>",
                 hoverongaps=False,
                 opacity=opacity,
-                colorscale=_DIVERGING,
+                colorscale=DIVERGING,
                 zmin=-reach,
                 zmax=reach,
                 xgap=1 if shape[1] <= 64 else 0,

@@ -29,6 +29,7 @@ from moe_probe.store import Run
 from moe_probe.tracing import trace
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.forward import check_head
+from moe_probe.tracing.job import n_embeddings
 from moe_probe.watching import Cancelled, OnProgress, Watch
 
 _WITHIN = 0.95
@@ -144,7 +145,7 @@ def _measure(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the surprisal of every token of a run and its change, (tokens,) each, nan where it is not known."""
     batches = Batches(
-        run, Encoder(lm.tokenizer, lm.name, 2**31).prefix, "phase", batch_tokens=batch_tokens, seed=0
+        run, Encoder(lm.tokenizer, lm.name, n_embeddings(lm)).prefix, "phase", batch_tokens=batch_tokens, seed=0
     )  # the label is of no consequence here
     layers = find_layers(lm.model, find_routers(lm.model))
     plain = np.full(batches.n_tokens, np.nan)

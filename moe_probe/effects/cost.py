@@ -16,6 +16,7 @@ from moe_probe.models import LanguageModel
 from moe_probe.recording.routers import find_routers
 from moe_probe.schema import Router
 from moe_probe.tracing.encoding import Encoder
+from moe_probe.tracing.job import n_embeddings
 
 _TIMED_TOKENS = 256
 _WHOLE_FORWARDS = 4
@@ -75,7 +76,7 @@ def measure_cost(lm: LanguageModel, documents: Sequence[Document]) -> Cost:
         UnsupportedModelError: the model's effects cannot be measured.
     """
     layers = find_layers(lm.model, find_routers(lm.model))
-    encoder = Encoder(lm.tokenizer, lm.name, lm.model.config.get_text_config().vocab_size)
+    encoder = Encoder(lm.tokenizer, lm.name, n_embeddings(lm))
     encoded = [one for group in encoder.encode(documents) for one in group]
     n_tokens = sum(one.n_tokens for one in encoded)
     if n_tokens == 0:

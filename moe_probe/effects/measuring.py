@@ -29,6 +29,7 @@ from moe_probe.effects.passes import How, Pass, changed_pass, check_prefix, plai
 from moe_probe.effects.prefix import Kept, find_layers
 from moe_probe.effects.table import effect_table
 from moe_probe.errors import BadInputError, MoeProbeError
+from moe_probe.intervening.places import check_experts, find_place
 from moe_probe.models import LanguageModel
 from moe_probe.recording.routers import find_routers
 from moe_probe.schema import Router
@@ -36,6 +37,7 @@ from moe_probe.store import Run
 from moe_probe.tracing import trace
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.forward import check_head
+from moe_probe.tracing.job import n_embeddings
 from moe_probe.watching import Cancelled, OnProgress, Watch
 
 PHASE = "switching experts off"
@@ -73,7 +75,8 @@ def effect(
     """Return what switching experts of a layer off does to the surprisal of each label's tokens, beside its controls.
 
     The experts are switched off together. Controls: every other expert of the layer by itself, of which those of half
-    to twice the load are `matched`; and random assignments of the layer, of each slot as many.
+    to twice the load are `matched`; and, where weights are set to zero, random assignments of the layer, of each slot
+    as many. Rerouting has no random control: dropping is another thing than going to the next best expert.
 
     Args:
         lm: from `load`.
@@ -100,11 +103,9 @@ def effect(
         BadInputError: an argument or input cannot be used.
         UnsupportedModelError: the model cannot be measured in this way.
     """
-    routers = [router for router in find_routers(lm.model) if router.layer == layer]
-    if len(routers) != 1:
-        raise BadInputError(f"layer {layer}: it has {len(routers)} routers, and one is needed")
-    chosen = tuple(sorted(set(experts)))
-    others = [(expert,) for expert in range(routers[0].n_experts) if expert not in chosen]
+    site = find_place(lm.model, layer, None)
+    router, chosen = site.router, check_experts(site, experts)
+    others = [(expert,) for expert in range(router.n_experts) if expert not in chosen]
     settings = _Settings(label, how, seed, batch_tokens)
     with tempfile.TemporaryDirectory(prefix="moe-probe-") as scratch:
         folder = _measure(
@@ -112,13 +113,13 @@ def effect(
             documents,
             Path(scratch) if out is None else Path(out),
             settings,
-            lambda run: _passes(run, routers[0], [chosen], others),
+            lambda run: _passes(run, router, [chosen], others, how),
             {"language": language, "context": context, "max_tokens": max_tokens},
             resume=resume,
             on_progress=on_progress,
             cancel=cancel or threading.Event(),
         )
-        return effect_table(folder, carried_by=carried_by, only=[(routers[0].index, chosen)])
+        return effect_table(folder, carried_by=carried_by, only=[(router.index, chosen)])
 
 
 def effect_map(
@@ -177,7 +178,7 @@ def effect_map(
             one
             for router in routers
             if router.layer in wanted
-            for one in _passes(run, router, [(expert,) for expert in range(router.n_experts)], [])
+            for one in _passes(run, router, [(expert,) for expert in range(router.n_experts)], [], how)
         ]
 
     return _measure(
@@ -215,7 +216,7 @@ def _measure(
     )
     if not run.complete:
         raise MoeProbeError("cancelled while the text was being traced; nothing is measured yet, resume goes on")
-    prefix = Encoder(lm.tokenizer, lm.name, 2**31).prefix
+    prefix = Encoder(lm.tokenizer, lm.name, n_embeddings(lm)).prefix
     batches = Batches(run, prefix, settings.label, batch_tokens=settings.batch_tokens, seed=settings.seed)
     passes = passes_of(run)
     folder = begin_folder(out, _manifest(lm, run, batches, passes, settings), resume=resume)
@@ -267,9 +268,9 @@ def _run_batches(
 
 
 def _passes(
-    run: Run, router: Router, targets: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]
+    run: Run, router: Router, targets: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]], how: How
 ) -> list[Pass]:
-    """Return the passes of one router: targets with their random controls, then others by themselves."""
+    """Return the passes of one router: targets, each followed by its random control if it has one, then others."""
     shares = []  # (slots, experts): of each slot's tokens, the share that went to each expert
     for slot in range(router.n_slots):
         counts = load_counts(run, "phase", slot, "all")
@@ -277,8 +278,9 @@ def _passes(
     passes = []
     for experts in targets:
         dropped = tuple(float(of_slot[list(experts)].sum()) for of_slot in shares)
-        passes.append(Pass(router.index, router.layer, experts))
-        passes.append(Pass(router.index, router.layer, experts, random=True, slot_shares=dropped))
+        passes.append(Pass(router.index, router.layer, experts, target=True))
+        if how == "ablate":
+            passes.append(Pass(router.index, router.layer, experts, random=True, slot_shares=dropped))
     return passes + [Pass(router.index, router.layer, experts) for experts in others]
 
 
@@ -287,7 +289,7 @@ def _manifest(
 ) -> dict[str, Any]:
     loads = load_counts(run, "phase", "any", "all")
     return {
-        "effects_version": 1,
+        "effects_version": 2,
         "model": run.manifest["model"],
         "made_from": lm.fingerprint(),
         "tokens": batches.n_tokens,

@@ -19,7 +19,7 @@ from moe_probe.intervening.places import find_place
 from moe_probe.intervening.weights import changed_call
 from moe_probe.models import LanguageModel
 from moe_probe.tracing.batches import Batch
-from moe_probe.tracing.forward import decoder, surprisal_bits
+from moe_probe.tracing.forward import decode, surprisal_bits
 
 How = Literal["ablate", "reroute"]
 _SAME_BITS = 1e-3
@@ -27,14 +27,16 @@ _SAME_BITS = 1e-3
 
 @dataclass(frozen=True)
 class Pass:
-    """One intervention: experts of a router switched off, or as many random assignments instead (`random`).
+    """One intervention: experts of a router switched off, or as many random assignments dropped instead (`random`).
 
-    `slot_shares` is, for a random control, the share of each slot's assignments that are dropped.
+    `target` says that its effect is asked for; others are there to compare with. `slot_shares` is, for a random
+    control, the share of each slot's assignments that are dropped.
     """
 
     router: int
     layer: int
     experts: tuple[int, ...]
+    target: bool = False
     random: bool = False
     slot_shares: tuple[float, ...] = ()
 
@@ -47,7 +49,7 @@ class Pass:
 def plain_pass(lm: LanguageModel, batch: Batch, layers: nn.ModuleList, kept: Kept) -> NDArray[np.float32]:
     """Return the surprisal of a batch's tokens, (kept,), in bits, and keep what the layers gave."""
     with torch.inference_mode(), kept.keeping(layers):
-        return surprisal_bits(lm, _decode(lm, batch), batch)
+        return surprisal_bits(lm, decode(lm, batch), batch)
 
 
 def changed_pass(
@@ -65,7 +67,7 @@ def changed_pass(
         seed: of a random control.
     """
     with torch.inference_mode(), kept.from_layer(layers, one.layer), _intervention(lm.model, one, how, seed):
-        return surprisal_bits(lm, _decode(lm, batch), batch)
+        return surprisal_bits(lm, decode(lm, batch), batch)
 
 
 def check_prefix(
@@ -78,21 +80,12 @@ def check_prefix(
     """
     for first in firsts:
         with torch.inference_mode(), kept.from_layer(layers, first):
-            again = surprisal_bits(lm, _decode(lm, batch), batch)
+            again = surprisal_bits(lm, decode(lm, batch), batch)
         if not np.allclose(again, bits, atol=_SAME_BITS, rtol=0, equal_nan=True):
             raise UnsupportedModelError(
                 f"{lm.name}: running on from layer {first} does not give what the whole model gave, since it hands "
                 "more than hidden states from layer to layer; effects cannot be measured so"
             )
-
-
-def _decode(lm: LanguageModel, batch: Batch) -> torch.Tensor:
-    device = lm.device
-    ids = torch.from_numpy(batch.ids).to(device)
-    positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
-    mask = torch.from_numpy(batch.mask).to(device) if batch.is_padded else None
-    hidden: torch.Tensor = decoder(lm)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
-    return hidden
 
 
 @contextmanager

@@ -12,18 +12,14 @@ from numpy.typing import NDArray
 from moe_probe.counts.clusters import DOCUMENT
 from moe_probe.effects.folder import EffectFolder
 from moe_probe.errors import BadInputError
-from moe_probe.measures.effect import difference, effective_clusters, mean_effect, over_any
+from moe_probe.measures.effect import Contrast, difference, label_clusters, mean_effect, over_any
 from moe_probe.measures.multiplicity import q_values
+from moe_probe.measures.verdicts import LEVEL, MINIMUM_CLUSTERS, NOT_ENOUGH, NOT_SHOWN, THIS_TEXT_ONLY
 from moe_probe.tables.columns import LAYER, ROUTER, Column, schema_of
 
 _SOURCE = "paired differences, clustered: Cochran 1977, Sampling Techniques, 6.3 and 9A.2"
 MORE_THAN_ANY = "more than any other expert"
 MORE_THAN_CONTROLS = "more than its controls"
-NOT_SHOWN = "not shown"
-NOT_ENOUGH = "not enough data"
-THIS_TEXT_ONLY = "this text only"
-LEVEL = 0.05
-FEWEST_CLUSTERS = 5.0
 LEAST_BITS = 0.01
 """A smaller difference is no effect to speak of, however sure."""
 
@@ -55,7 +51,8 @@ EFFECT_COLUMNS = (
         "random_difference",
         pl.Float64,
         "bits",
-        "difference of the random control: as many assignments of each slot dropped at random.",
+        "difference of the random control: as many assignments of each slot dropped at random. Null where experts were "
+        "rerouted.",
     ),
     Column("over_random", pl.Float64, "bits", "difference less random_difference, token by token."),
     Column("over_random_ci_low", pl.Float64, "bits", "Lower end of over_random at 95 %."),
@@ -82,7 +79,7 @@ EFFECT_COLUMNS = (
         "q_value",
         pl.Float64,
         "0 to 1",
-        "Of over_random, corrected for all rows of the file.",
+        "Of over_random (over_matched where experts were rerouted), corrected for all rows of the same carried_by.",
         "Benjamini & Hochberg 1995",
     ),
     Column("geff", pl.Float64, "clusters", "Effective number of clusters of documents."),
@@ -106,7 +103,7 @@ def effect_table(
     Args:
         folder: from `effect_map` or `open_effects`; it may be unfinished.
         carried_by: whose label counts: of the token "routed", or of the one "predicted".
-        only: (router, experts) to give rows for; by default all that have a random control.
+        only: (router, experts) to give rows for; by default all that were asked for.
 
     Raises:
         BadInputError: `carried_by` is neither.
@@ -122,10 +119,7 @@ def effect_table(
     targets = [
         index
         for index, one in enumerate(passes)
-        if not one["random"]
-        and index + 1 < len(passes)
-        and passes[index + 1]["random"]
-        and (only is None or (one["router"], tuple(one["experts"])) in only)
+        if one["target"] and (only is None or (one["router"], tuple(one["experts"])) in only)
     ]
     frames = [_rows(folder, measured.sums[:, carrier], counts, index, carried_by) for index in targets]
     table = pl.concat(frames) if frames else pl.DataFrame()
@@ -141,8 +135,6 @@ def _rows(folder: EffectFolder, sums: Floats, counts: NDArray[np.int64], index: 
     load = loads[one["experts"]].sum()
     matched = [place for place in others if 0.5 * load <= loads[passes[place]["experts"]].sum() <= 2 * load]
     mean, own = mean_effect(sums[index], counts), difference(sums[index], counts)
-    random = difference(sums[index + 1], counts)
-    over_random = difference(sums[index] - sums[index + 1], counts)
     columns: dict[str, Any] = {
         "layer": one["layer"],
         "router": one["router"],
@@ -157,28 +149,32 @@ def _rows(folder: EffectFolder, sums: Floats, counts: NDArray[np.int64], index: 
         "difference": own.value,
         "difference_ci_low": own.low,
         "difference_ci_high": own.high,
-        "random_difference": random.value,
-        "over_random": over_random.value,
-        "over_random_ci_low": over_random.low,
-        "over_random_ci_high": over_random.high,
         "matched_experts": len(matched),
         "over_any": over_any(sums[index], sums[others], counts),
-        "q_value": over_random.p,  # corrected once all rows are there
-        "geff": effective_clusters(counts),
+        "geff": label_clusters(counts),
         "n": counts.sum(axis=0),
     }
+    controls = {}
+    if index + 1 < len(passes) and passes[index + 1]["random"]:
+        columns["random_difference"] = difference(sums[index + 1], counts).value
+        controls["over_random"] = sums[index + 1]
     if matched:
-        over_matched = difference(sums[index] - sums[matched].mean(axis=0), counts)
-        columns |= {
-            "over_matched": over_matched.value,
-            "over_matched_ci_low": over_matched.low,
-            "over_matched_ci_high": over_matched.high,
-        }
-    else:
-        columns |= dict.fromkeys(
-            ("over_matched", "over_matched_ci_low", "over_matched_ci_high"), np.full(len(labels), np.nan)
-        )
-    return pl.DataFrame(columns)
+        controls["over_matched"] = sums[matched].mean(axis=0)
+    for name in ("over_random", "over_matched"):
+        found = difference(sums[index] - controls[name], counts) if name in controls else None
+        for column, values in zip((name, f"{name}_ci_low", f"{name}_ci_high"), _ends(found, len(labels)), strict=True):
+            columns[column] = values
+        # The stricter control there is decides; corrected once all rows are there.
+        if found is not None and "q_value" not in columns:
+            columns["q_value"] = found.p
+    nothing = np.full(len(labels), np.nan)
+    return pl.DataFrame({"random_difference": nothing, "q_value": nothing} | columns)
+
+
+def _ends(found: Contrast | None, n_labels: int) -> tuple[Floats, Floats, Floats]:
+    """A contrast's value and ends, nan where there is none."""
+    nothing = np.full(n_labels, np.nan)
+    return (nothing, nothing, nothing) if found is None else (found.value, found.low, found.high)
 
 
 def _is_other(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -192,11 +188,11 @@ def _finish(rows: pl.DataFrame, of_documents: bool) -> pl.DataFrame:
     if rows.is_empty():
         return pl.DataFrame(schema=schema)
     rows = rows.with_columns(q_value=pl.Series(q_values(rows["q_value"].to_numpy())))
-    enough = (pl.col("geff") >= FEWEST_CLUSTERS) & pl.col("q_value").is_not_nan()
+    enough = (pl.col("geff") >= MINIMUM_CLUSTERS) & pl.col("q_value").is_not_nan()
     over_matched = pl.col("over_matched").is_nan() | (pl.col("over_matched_ci_low") > 0)
     specific = (
         (pl.col("q_value") < LEVEL)
-        & (pl.col("over_random_ci_low") > 0)
+        & (pl.col("over_random").is_nan() | (pl.col("over_random_ci_low") > 0))
         & (pl.col("difference_ci_low") > 0)
         & (pl.col("difference") >= LEAST_BITS)
         & over_matched

@@ -11,8 +11,9 @@ from typing import Any
 import polars as pl
 
 from moe_probe.effects.passes import How
-from moe_probe.effects.table import MORE_THAN_ANY, MORE_THAN_CONTROLS, NOT_SHOWN, THIS_TEXT_ONLY
+from moe_probe.effects.table import MORE_THAN_ANY, MORE_THAN_CONTROLS
 from moe_probe.labels.plain import plain_names
+from moe_probe.measures.verdicts import NOT_SHOWN, THIS_TEXT_ONLY
 
 _STRONGEST_FIRST = (MORE_THAN_ANY, MORE_THAN_CONTROLS, THIS_TEXT_ONLY)
 _MOST_NAMED = 4
@@ -92,16 +93,19 @@ def _shown(done: str, verdict: str, held: pl.DataFrame, rows: pl.DataFrame, name
 
 
 def _beyond(row: dict[str, Any]) -> str:
-    """Return what an effect exceeds."""
-    random = "more than dropping as many assignments at random"
+    """Return what an effect exceeds: its controls, as far as it has them."""
+    controls = []
+    if row["over_random"] is not None:
+        controls.append("dropping as many assignments at random")
     count = row["matched_experts"]
-    matched = f" or switching off {'the other expert' if count == 1 else f'one of {count} experts'} of like load"
-    controls = random + (matched if count else "")
+    if count:
+        controls.append(f"switching off {'the other expert' if count == 1 else f'one of {count} experts'} of like load")
     if row["verdict"] == MORE_THAN_ANY:
-        return f"{random}, and more than switching off any other expert of the layer"
+        return ", and ".join([f"more than {one}" for one in controls[:1]] + ["more than any other expert of the layer"])
+    said = f"more than {' or '.join(controls)}"
     if row["verdict"] == MORE_THAN_CONTROLS:
-        return f"{controls}; that it is more than for every other expert was not shown"
-    return controls
+        return f"{said}; that it is more than for every other expert was not shown"
+    return said
 
 
 def _bits(row: dict[str, Any]) -> str:

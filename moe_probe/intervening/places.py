@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from moe_probe.errors import BadInputError, UnsupportedModelError
-from moe_probe.recording.routers import Site, find_sites
+from moe_probe.recording.routers import Site, find_sites, refuse_compiled
 
 
 def find_place(model: nn.Module, layer: int | None, router: int | None) -> Site:
@@ -17,7 +17,7 @@ def find_place(model: nn.Module, layer: int | None, router: int | None) -> Site:
         BadInputError: neither or both are given, there is no such router, or the layer has two.
         UnsupportedModelError: the model has no router that can be read, or is compiled.
     """
-    _refuse_compiled(model)
+    refuse_compiled(model)
     site = _find(find_sites(model), layer, router)
     if not site.form.by_rule:
         raise UnsupportedModelError(
@@ -57,11 +57,3 @@ def check_experts(site: Site, experts: Sequence[int]) -> tuple[int, ...]:
     if wrong:
         raise BadInputError(f"{site.where}: expert {wrong[0]}: it has {site.router.n_experts}, counted from 0")
     return chosen
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: it is compiled already, and compiled code leaves out interventions that come "
-            "later; intervene in an uncompiled model"
-        )

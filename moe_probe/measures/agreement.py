@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from moe_probe.measures.intervals import student_t
+from moe_probe.measures.intervals import effective_clusters, student_t
 from moe_probe.measures.shares import wilson
 
 MIN_DISAGREEMENTS = 5
@@ -195,8 +195,8 @@ def share_difference(loads_a: NDArray[np.integer], loads_b: NDArray[np.integer])
         nothing = np.full(share_a.shape, np.nan)
         return ShareDifference(share_a, share_b, difference, nothing, nothing, nothing)
     error = np.sqrt(n_clusters / (n_clusters - 1) * np.square(residuals_b - residuals_a).sum(axis=0))
-    effective = np.minimum(_effective(both), _effective(both.sum(axis=1)[:, None]))
-    df = np.maximum(effective - 1, 1.0)
+    effective = np.minimum(effective_clusters(both), effective_clusters(both.sum(axis=1)))
+    df = np.maximum(np.nan_to_num(effective) - 1, 1.0)  # an expert that neither run used has no clusters
     half = np.array([student_t(one) for one in df]) * error
     # Where no cluster changed, nothing changed: 0 with certainty.
     t = np.divide(difference, error, out=np.zeros_like(difference), where=error > 0)
@@ -261,17 +261,7 @@ def _share(successes: NDArray[np.number], trials: NDArray[np.number]) -> _Share:
         residuals = successes - value * trials
         clustered = n_clusters / (n_clusters - 1) * float(residuals @ residuals) / total**2
         design_effect = max(clustered / (value * (1 - value) / total), 1.0)
-    return _Share(value, total, float(_effective(trials[:, None])[0]), n_clusters, design_effect)
-
-
-def _effective(counts: NDArray[np.number]) -> NDArray[np.float64]:
-    """Return, for each column of (clusters, columns), the number of equal clusters that would weigh the same."""
-    counts = counts.astype(np.float64)
-    squares = np.square(counts).sum(axis=0)
-    found: NDArray[np.float64] = np.divide(
-        np.square(counts.sum(axis=0)), squares, out=np.zeros_like(squares), where=squares > 0
-    )
-    return found
+    return _Share(value, total, float(effective_clusters(trials)), n_clusters, design_effect)
 
 
 def _median(lenders: Sequence[tuple[_Share, _Share, _Share] | None], measure: int) -> float | None:

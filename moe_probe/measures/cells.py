@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from moe_probe.measures.intervals import CONFIDENCE
+from moe_probe.measures.intervals import CONFIDENCE, effective_clusters
 from moe_probe.measures.lift import label_lift
 
 _NO_VARIANCE = 1e-20
@@ -68,7 +68,7 @@ def cell_estimates(clustered: NDArray[np.integer]) -> Cells:
     lifted = label_lift(table)
     of_expert = counts.sum(axis=2)  # (clusters, experts)
     of_label = counts.sum(axis=1)  # (clusters, labels)
-    geff = np.minimum(_effective(of_expert)[:, None], _effective(of_label)[None, :])
+    geff = np.minimum.outer(effective_clusters(of_expert), effective_clusters(of_label))
     variance = _log_lift_variance(counts, table, of_expert, of_label)
     known = (table > 0) & (variance > _NO_VARIANCE)
     log_lift = np.log(lifted.lift, out=np.full(table.shape, np.nan), where=known)
@@ -102,11 +102,3 @@ def _log_lift_variance(
     influences -= (of_label / np.maximum(of_label.sum(axis=0), 1))[:, None, :]
     variance: NDArray[np.float64] = np.einsum("gec,gec->ec", influences, influences) * n_clusters / (n_clusters - 1)
     return variance
-
-
-def _effective(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many equally large clusters would be worth these, column by column; nan where nothing was counted."""
-    total = counts.sum(axis=0)
-    squares = (counts**2).sum(axis=0)
-    effective: NDArray[np.float64] = np.divide(total**2, squares, out=np.full(total.shape, np.nan), where=squares > 0)
-    return effective

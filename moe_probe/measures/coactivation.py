@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
 from moe_probe.measures.distinct_draws import DistinctDraws, change_together, expected_together, fit_draws
-from moe_probe.measures.intervals import CONFIDENCE
+from moe_probe.measures.intervals import CONFIDENCE, effective_clusters
 from moe_probe.measures.verdicts import enough_for_cells
 
 _NO_VARIANCE = 1e-20
@@ -109,7 +109,8 @@ def coactivation(
     known = (counts > 0) & (variance > _NO_VARIANCE)
     log_lift = np.log(lift, out=nothing.copy(), where=known)
     error = np.sqrt(variance, out=nothing.copy(), where=known)
-    geff = _effective_clusters(loads)
+    carried = effective_clusters(loads)
+    geff = np.minimum.outer(carried, carried)
     freedom = np.maximum(geff - 1, 1.0)
     half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
     p = 2 * stdtr(freedom, -np.abs(log_lift / error))
@@ -152,12 +153,3 @@ def _log_lift_variance(
     if routed.size < 2:
         return np.full(expected.shape, np.nan)
     return squares * (routed.size / (routed.size - 1))
-
-
-def _effective_clusters(loads: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return how many equally large clusters would carry each pair, (experts, experts): the fewer of its two."""
-    counts = loads.astype(np.float64)
-    squares = (counts**2).sum(axis=0)
-    effective = np.divide(counts.sum(axis=0) ** 2, squares, out=np.full(squares.shape, np.nan), where=squares > 0)
-    pairs: NDArray[np.float64] = np.minimum.outer(effective, effective)
-    return pairs

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from moe_probe.measures.intervals import CONFIDENCE
+from moe_probe.measures.intervals import CONFIDENCE, effective_clusters
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Contrast:
     p: Floats
 
 
-def effective_clusters(counts: NDArray[np.integer]) -> Floats:
+def label_clusters(counts: NDArray[np.integer]) -> Floats:
     """Return how many equally large clusters each label is worth, (labels,): the lesser of its own and of the rest's.
 
     Args:
@@ -42,7 +42,7 @@ def effective_clusters(counts: NDArray[np.integer]) -> Floats:
     """
     own = np.asarray(counts, dtype=np.float64)
     rest = own.sum(axis=1, keepdims=True) - own
-    return np.minimum(_effective(own), _effective(rest))
+    return np.minimum(effective_clusters(own), effective_clusters(rest))
 
 
 def mean_effect(sums: Floats, counts: NDArray[np.integer]) -> Contrast:
@@ -58,7 +58,7 @@ def mean_effect(sums: Floats, counts: NDArray[np.integer]) -> Contrast:
     """
     counted = np.asarray(counts, dtype=np.float64)
     mean, influence = _mean(sums, counted)
-    return _contrast(mean, influence, _effective(counted), [counted])
+    return _contrast(mean, influence, effective_clusters(counted), [counted])
 
 
 def difference(sums: Floats, counts: NDArray[np.integer]) -> Contrast:
@@ -78,7 +78,7 @@ def difference(sums: Floats, counts: NDArray[np.integer]) -> Contrast:
     rest = own.sum(axis=1, keepdims=True) - own
     mean, influence = _mean(sums, own)
     mean_rest, influence_rest = _mean(sums.sum(axis=1, keepdims=True) - sums, rest)
-    return _contrast(mean - mean_rest, influence - influence_rest, effective_clusters(counts), [own, rest])
+    return _contrast(mean - mean_rest, influence - influence_rest, label_clusters(counts), [own, rest])
 
 
 def over_any(sums: Floats, others: Floats, counts: NDArray[np.integer]) -> Floats:
@@ -117,11 +117,3 @@ def _contrast(value: Floats, influence: Floats, geff: Floats, parts: Sequence[Fl
     half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
     ratio = np.divide(np.abs(value), error, out=nothing, where=error > 0)
     return Contrast(value, value - half, value + half, 2 * stdtr(freedom, -ratio))
-
-
-def _effective(counts: Floats) -> Floats:
-    squares = (counts**2).sum(axis=0)
-    effective: Floats = np.divide(
-        counts.sum(axis=0) ** 2, squares, out=np.full(squares.shape, np.nan), where=squares > 0
-    )
-    return effective

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from moe_probe.measures.intervals import clustered_ratio
+from moe_probe.measures.intervals import clustered_ratio, effective_clusters
 
 _MOST_PERMUTATIONS = 200
 _FEWEST_PERMUTATIONS = 20
@@ -149,16 +149,15 @@ def given_token(tokens: TokenLabels | None, experts: NDArray[np.integer], n_expe
     ratio = clustered_ratio(np.bincount(clusters, weights=told, minlength=sizes.size), sizes)
     bits = raw - null
     low = high = None
-    if ratio is not None and ratio.high is not None and raw > 0 and _effective(clusters) >= _FEWEST_CLUSTERS:
+    if (
+        ratio is not None
+        and ratio.high is not None
+        and raw > 0
+        and effective_clusters(np.bincount(clusters)) >= _FEWEST_CLUSTERS
+    ):
         low, high = bits - (ratio.high - ratio.value), bits + (ratio.high - ratio.value)
     deviations = _deviations(chosen, labels, types, clusters, (sizes.size, n_experts, tokens.n_labels))
     return GivenToken(bits, low, high, raw, null, _smallest_p(deviations[sizes > 0]), n)
-
-
-def _effective(clusters: NDArray[np.int64]) -> float:
-    """How many clusters of equal size these tokens are worth."""
-    sizes = np.bincount(clusters).astype(np.float64)
-    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def _codes(values: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -67,9 +67,32 @@ def clustered_ratio(numerators: NDArray[np.number], denominators: NDArray[np.num
         return Estimate(value, None, None)
     residuals = (numerators[held] - value * denominators[held]) / total
     error = math.sqrt(n_clusters / (n_clusters - 1) * float(np.sum(residuals**2)))
-    effective = total**2 / float(np.sum(denominators[held].astype(np.float64) ** 2))
+    effective = float(effective_clusters(denominators))
     half = student_t(max(effective - 1, 1.0)) * error
     return Estimate(value, value - half, value + half)
+
+
+def effective_clusters(counts: NDArray[np.number]) -> NDArray[np.float64]:
+    """Return how many equally large clusters would be worth these, (Σn)² / Σn², column by column.
+
+    Source: Kish (1965), Survey Sampling, section 11.7.
+
+    Args:
+        counts: (clusters, …) what each cluster holds.
+
+    Returns:
+        (…), nan where nothing was counted.
+
+    Example:
+        >>> effective_clusters(np.array([[4, 9], [4, 1], [4, 0]])).round(2).tolist()
+        [3.0, 1.22]
+    """
+    held = np.asarray(counts, dtype=np.float64)
+    squares = np.square(held).sum(axis=0)
+    effective: NDArray[np.float64] = np.divide(
+        np.square(held.sum(axis=0)), squares, out=np.full(squares.shape, np.nan), where=squares > 0
+    )
+    return effective
 
 
 def jackknife_interval(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from moe_probe.measures.intervals import CONFIDENCE
+from moe_probe.measures.intervals import CONFIDENCE, effective_clusters
 from moe_probe.measures.shares import clustered_shares
 
 FLOOR = 10
@@ -164,20 +164,13 @@ def _log_lift_half(
         return np.full(len(ways), np.nan)
     sizes = np.bincount(cluster)
     influence = counted / counted.sum(axis=0) + (ways.shape[1] - 1) * (sizes / sizes.sum())[:, None]
-    geff = _effective(counted)
+    geff = effective_clusters(counted)
     for router, load in enumerate(loads):
         by_cluster = np.bincount(cluster * load.size + choices[:, router], minlength=n_clusters * load.size)
         of_path = by_cluster.reshape(n_clusters, load.size)[:, ways[:, router]]
         influence -= of_path / load[ways[:, router]]
-        geff = np.minimum(geff, _effective(of_path))
+        geff = np.minimum(geff, effective_clusters(of_path))
     variance = n_clusters / (n_clusters - 1) * (influence**2).sum(axis=0)
     error = np.sqrt(np.where(variance > _NO_VARIANCE, variance, np.nan))
     half: NDArray[np.float64] = stdtrit(np.maximum(geff - 1, 1.0), (1 + CONFIDENCE) / 2) * error
     return half
-
-
-def _effective(counted: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return how many equally large clusters would be worth these, column by column; none is empty."""
-    counts = counted.astype(np.float64)
-    effective: NDArray[np.float64] = counts.sum(axis=0) ** 2 / (counts**2).sum(axis=0)
-    return effective

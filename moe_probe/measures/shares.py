@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from moe_probe.measures.intervals import CONFIDENCE
+from moe_probe.measures.intervals import CONFIDENCE, effective_clusters
 
 MINIMUM_ASSIGNMENTS = 5
 """Experts with fewer take the design effect of the others: their own is noise."""
@@ -63,10 +63,8 @@ def clustered_shares(clustered: NDArray[np.integer]) -> Shares:
         return Shares(unknown, unknown, unknown, unknown, unknown)
     share = load / total
     sizes = counts.sum(axis=1)
-    of_tokens = total**2 / float((sizes**2).sum())
-    squares = (counts**2).sum(axis=0)
-    geff = np.divide(load**2, squares, out=np.full(n_experts, of_tokens), where=load >= MINIMUM_ASSIGNMENTS)
-    geff = np.minimum(geff, of_tokens)
+    of_tokens = float(effective_clusters(sizes))
+    geff = np.where(load >= MINIMUM_ASSIGNMENTS, np.minimum(effective_clusters(counts), of_tokens), of_tokens)
     if n_clusters < 2:
         return Shares(share, unknown, unknown, unknown, geff)
     residuals = (counts - sizes[:, None] * share) / total

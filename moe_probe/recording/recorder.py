@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from moe_probe.errors import BadInputError, RoutingError, UnsupportedModelError
+from moe_probe.errors import BadInputError, RoutingError
 from moe_probe.recording import replay
 from moe_probe.recording.capture import Forward, Parcel, open_forward, read_rows
-from moe_probe.recording.routers import Site, check_gates, find_sites, find_stream
+from moe_probe.recording.routers import Site, check_gates, find_sites, find_stream, refuse_compiled
 from moe_probe.recording.routing import Routing, join
 
 __all__ = ["Recording", "Routing", "record"]
@@ -88,7 +88,7 @@ class Recording:
     """Hooks on a model while its `with` block is open, and what they saw. Get one from `record`."""
 
     def __init__(self, model: nn.Module, *, self_check: bool | None = None, entropy: bool = True) -> None:
-        _refuse_compiled(model)
+        refuse_compiled(model)
         self._sites = find_sites(model)
         check_gates(self._sites)
         self.routers = [site.router for site in self._sites]
@@ -379,12 +379,3 @@ def _first_keys(cache: Any) -> torch.Tensor | None:
     """Return the keys of a cache's first layer that has any."""
     found = (getattr(layer, "keys", None) for layer in getattr(cache, "layers", ()))
     return next((keys for keys in found if isinstance(keys, torch.Tensor)), None)
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    compiled = hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules())
-    if compiled:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: it is compiled already, and compiled code leaves out hooks that come later; "
-            "record the model before torch.compile, or an uncompiled one"
-        )

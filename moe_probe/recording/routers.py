@@ -197,6 +197,19 @@ def _innermost_model(model: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model that is compiled already: compiled code leaves out hooks that come later.
+
+    Raises:
+        UnsupportedModelError: naming the model.
+    """
+    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: it is compiled already, and compiled code leaves out hooks that come later; "
+            "record or change the model before torch.compile, or an uncompiled one"
+        )
+
+
 def check_gates(sites: Sequence[Site]) -> None:
     """Refuse routers that do not compute in floating point: quantised, they choose other experts than the model's.
 
@@ -236,11 +249,11 @@ def _read_site(model: nn.Module, name: str, index: int) -> Site:
     names = _argument_names(experts, label) if form.at_call else []
     gate_name, gate = _find_gate(block)
     kind, scoring = read_gate(gate, block) if gate is not None else ("unknown", None)
-    n_experts = _find_number(("total_experts", "num_experts"), experts)
+    n_experts = find_number(("total_experts", "num_experts"), experts)
     if n_experts is None:
         raise UnsupportedModelError(f"{label}: it does not say how many experts it holds (num_experts)")
     config = _config_above(model, block_name)
-    n_slots = form.n_slots or _find_number(_SLOTS_NAMES, gate, block, getattr(block, "config", None), config)
+    n_slots = form.n_slots or find_number(_SLOTS_NAMES, gate, block, getattr(block, "config", None), config)
     if n_slots is None:
         raise UnsupportedModelError(f"{label}: how many experts a token goes to is written nowhere (top_k)")
     if gate is None and not form.at_call:
@@ -293,7 +306,7 @@ def _find_gate(block: nn.Module) -> tuple[str, nn.Module | None]:
     return "", None
 
 
-def _find_number(names: Sequence[str], *holders: object) -> int | None:
+def find_number(names: Sequence[str], *holders: object) -> int | None:
     """Return the first whole number that one of the holders has under one of the names."""
     for holder in holders:
         for name in names:

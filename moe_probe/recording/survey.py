@@ -24,7 +24,7 @@ from moe_probe.errors import UnsupportedModelError
 from moe_probe.recording.architectures import VOCABULARY, build, find_architectures, is_text, read_model_class
 from moe_probe.recording.forms import Form
 from moe_probe.recording.recorder import record
-from moe_probe.recording.routers import find_sites
+from moe_probe.recording.routers import find_number, find_sites
 from moe_probe.recording.routing import Routing
 
 _EXPERTS_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
@@ -87,8 +87,8 @@ def examine(model_type: str) -> Finding:
     return Finding(
         model_type,
         kinds=tuple(scored),
-        n_experts=_find_number(_EXPERTS_NAMES, holders),
-        n_slots=forms[0].n_slots or _find_number(_SLOTS_NAMES, holders),
+        n_experts=find_number(_EXPERTS_NAMES, *holders),
+        n_slots=forms[0].n_slots or find_number(_SLOTS_NAMES, *holders),
         drops=any(form.drops for form in forms),
         changeable=all(form.by_rule for form in forms),
         scored=tuple(scored.values()),
@@ -174,16 +174,6 @@ def _row(finding: Finding) -> str:
 
 def _shown(number: int | None) -> str:
     return "not set" if number is None else str(number)
-
-
-def _find_number(names: Sequence[str], holders: Sequence[object]) -> int | None:
-    """Return the first whole number that one of the holders has under one of the names."""
-    for holder in holders:
-        for name in names:
-            value = getattr(holder, name, None)
-            if isinstance(value, int):
-                return value
-    return None
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ import polars as pl
 
 from moe_probe.charts.effects import effect_heatmap
 from moe_probe.effects.folder import EffectFolder
-from moe_probe.effects.table import MORE_THAN_ANY, MORE_THAN_CONTROLS, NOT_ENOUGH, effect_table
+from moe_probe.effects.table import MORE_THAN_ANY, MORE_THAN_CONTROLS, effect_table
+from moe_probe.measures.verdicts import NOT_ENOUGH
 from moe_probe.report.page import Field, figure, table, terms
 from moe_probe.report.sections import BASELINE, COUNTED, INTERVAL, NOT_TO_CONCLUDE, Section
 from moe_probe.report.told import best
 from moe_probe.report.words import between, numbered, range_of
 
 _LISTED = 40
+_RANDOM = "As many assignments of each slot dropped at random. "
 
 
 def effects_section(folder: EffectFolder) -> Section:
@@ -27,7 +29,8 @@ def effects_section(folder: EffectFolder) -> Section:
         f"hurts the label more than other tokens, and more than its controls do, in {len(stands):,}; in "
         f"{len(most_of_all):,} more than any other expert of the layer does."
     )
-    top = best(stands, "over_random")
+    control = "over_matched" if frame["over_random"].null_count() == len(frame) else "over_random"
+    top = best(stands, control)
     if top is not None:
         seen += (
             f" The largest: without expert {top['experts']} of layer {top['layer']} the token after one of the kind "
@@ -53,7 +56,7 @@ def effects_section(folder: EffectFolder) -> Section:
         (
             *(figure(effect_heatmap(frame, router)) for router in routers[:3]),
             table(
-                stands.sort("over_random", descending=True, maintain_order=True),
+                stands.sort(control, descending=True, maintain_order=True),
                 columns=columns,
                 limit=_LISTED,
                 title="Pairs that stand",
@@ -61,10 +64,10 @@ def effects_section(folder: EffectFolder) -> Section:
             ),
             terms(
                 {
-                    BASELINE: "Two controls: as many assignments of each slot dropped at random, and other experts of "
-                    "half to twice the load.",
+                    BASELINE: f"{_RANDOM if control == 'over_random' else ''}Other experts of half to twice the load.",
                     INTERVAL: "95 %, of paired differences, a document (or a group of them) being one draw.",
-                    COUNTED: f"{range_of(frame['n'])} tokens a label, the label being that of the token routed.",
+                    COUNTED: f"{range_of(frame['n'])} tokens a label, the label being that of the token routed; in "
+                    f"all {folder.manifest['tokens']:,} tokens of a text of its own.",
                     NOT_TO_CONCLUDE: "That the model needs the expert for this alone, or would without it had it been "
                     "trained without it.",
                 }

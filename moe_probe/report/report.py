@@ -67,13 +67,18 @@ def write_report(
         The file's path.
 
     Raises:
-        BadInputError: `path` is a folder.
+        BadInputError: `path` is a folder, or `effects` are of another model.
         MoeProbeError: the file cannot be written.
     """
     target = Path(path)
     if target.is_dir():
         raise BadInputError(
             f"{target}: a report is one file, and this is a folder; name a file in it: {target / 'report.html'}"
+        )
+    if effects is not None and effects.manifest["model"]["name"] != run.manifest["model"]["name"]:
+        raise BadInputError(
+            f"{effects.path}: effects of {effects.manifest['model']['name']}, but the run is of "
+            f"{run.manifest['model']['name']}; tell of effects of the same model"
         )
     told = Told(run)
     say = on_part or (lambda name, done, total: None)

@@ -20,7 +20,7 @@ from moe_probe.measures.verdicts import MINIMUM_EXPECTED, enough_for_cells
 from moe_probe.tables.columns import LAYER, ROUTER, Column
 from moe_probe.tables.neighbours import CLUSTER_UNIT
 from moe_probe.tables.rows import stack_rows
-from moe_probe.tables.snippets import CLOSE, OPEN, shown_token
+from moe_probe.tables.snippets import CLOSE, OPEN, Snippets
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
@@ -32,8 +32,6 @@ TOP = 100
 """So many paths are kept by count, and as many by lift."""
 
 _ALL_TOKENS = "All tokens but the first four positions of each window, since they route oddly."
-_CONTEXT_TOKENS = 12
-_CONTEXT_CHARACTERS = 40
 _COCHRAN = "Cochran 1977, Sampling Techniques, 6.3 and 9A.2 (linearised variance)"
 _BH = "Benjamini & Hochberg 1995, Controlling the False Discovery Rate, 3.1"
 
@@ -167,7 +165,8 @@ def paths(run: Run, *, layers: Sequence[int] | None = None, top: int = TOP) -> p
     found = find_paths(choices, [router.n_experts for router in routers], clusters, top=top)
     if found is None:
         return stack_rows(PATH_COLUMNS, [])
-    examples = [_snippet(rows.frame, int(place)) for place in kept[found.example]]
+    snippets = Snippets(rows)
+    examples = [snippets.at(int(place)) for place in kept[found.example]]
     return stack_rows(PATH_COLUMNS, [_path_rows(routers, found, examples, rows.cluster_unit)])
 
 
@@ -252,23 +251,3 @@ def _path_rows(
         "n": found.n,
     }
     return pl.DataFrame(columns).with_columns(**{name: pl.lit(value) for name, value in same.items()})
-
-
-def _snippet(frame: pl.DataFrame, place: int) -> str:
-    """Return a token within its text, on one line: some forty characters before it and after it."""
-    first = max(place - _CONTEXT_TOKENS, 0)
-    near = frame[first : place + _CONTEXT_TOKENS + 1]
-    texts = [
-        text if document == frame["document"][place] else ""
-        for text, document in near.select("text", "document").iter_rows()
-    ]
-    # Marks of the text's own would be taken for ours.
-    plain = [text.translate({ord(OPEN): "[", ord(CLOSE): "]"}) for text in texts]
-    before = "".join(plain[: place - first])[-_CONTEXT_CHARACTERS:]
-    after = "".join(plain[place - first + 1 :])[:_CONTEXT_CHARACTERS]
-    token = plain[place - first]
-    # Spaces around the token stay outside the marks; one that is nothing but space is made visible.
-    lead, trail = (
-        (token[: len(token) - len(token.lstrip())], token[len(token.rstrip()) :]) if token.strip() else ("", "")
-    )
-    return " ".join(f"{before}{lead}{OPEN}{shown_token(token)}{CLOSE}{trail}{after}".split())

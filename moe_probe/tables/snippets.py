@@ -67,7 +67,7 @@ class Snippets:
         for label_set in dict.fromkeys(one.label_set for one in wanted.values()):
             asked = {expert: one for expert, one in wanted.items() if one.label_set == label_set}
             for expert, places in self._places(experts, label_set, asked, router):
-                found[expert] = [self._snippet(place) for place in self._varied(places)]
+                found[expert] = [self.at(place) for place in self._varied(places)]
         return found
 
     def _places(
@@ -117,7 +117,8 @@ class Snippets:
                     chosen.append(place)
         return sorted(chosen, key=looked_at.index)
 
-    def _snippet(self, place: int) -> str:
+    def at(self, place: int) -> str:
+        """Return the token of one of the rows in its context, on one line and within its document."""
         document = self._documents[place]
         before = self._context(place, -1, document)
         after = self._context(place, 1, document)

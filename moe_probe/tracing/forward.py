@@ -112,7 +112,7 @@ class ForwardPass:
 
     def _forward(self, batch: Batch) -> Outcome:
         with torch.inference_mode():
-            hidden = self._decode(batch)
+            hidden = decode(self.lm, batch)
             routing = self.recording.take()
             if routing.n_tokens != batch.n_tokens:
                 raise RoutingError(
@@ -121,16 +121,6 @@ class ForwardPass:
                 )
             bits = surprisal_bits(self.lm, hidden, batch) if self.surprisal else None
         return Outcome(batch, routing, bits, halved=self._depth > 0)
-
-    def _decode(self, batch: Batch) -> torch.Tensor:
-        """Return the last hidden states, (windows, tokens, hidden)."""
-        device = self.lm.device
-        ids = torch.from_numpy(batch.ids).to(device)
-        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
-        mask = torch.from_numpy(batch.mask).to(device) if batch.is_padded else None
-        output = decoder(self.lm)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        hidden: torch.Tensor = output[0]
-        return hidden
 
 
 @contextmanager
@@ -153,6 +143,15 @@ def decoder(lm: LanguageModel) -> nn.Module:
     """Return the model without its head; the model itself where it has no inner one."""
     inner: nn.Module = lm.model.base_model
     return inner
+
+
+def decode(lm: LanguageModel, batch: Batch) -> torch.Tensor:
+    """Return the last hidden states of a batch, (windows, tokens, hidden), from the model without its head."""
+    ids = torch.from_numpy(batch.ids).to(lm.device)
+    positions = torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
+    mask = torch.from_numpy(batch.mask).to(lm.device) if batch.is_padded else None
+    hidden: torch.Tensor = decoder(lm)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    return hidden
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -59,10 +59,14 @@ def choose(page: Page, label: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def click_cell(page: Page, x: float, y: float) -> None:
-    """Click into the first chart of a page, at a place in the units of its axes (a category counts as its number)."""
-    chart = page.locator(".js-plotly-plot").first
+def click_cell(page: Page, x: float, y: float, key: str | None = None) -> None:
+    """Click into the chart of a key, or the page's first, at a place in the units of its axes.
+
+    A category counts as its number.
+    """
+    chart = page.locator(f".st-key-{key} .js-plotly-plot" if key else ".js-plotly-plot").first
     expect(chart.locator(".nsewdrag").first).to_be_attached()
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     chart.scroll_into_view_if_needed()
     at = chart.evaluate(
         """(chart, [x, y]) => {

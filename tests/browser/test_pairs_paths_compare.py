@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from explorer_page import expect_query, show_layer, view
+from explorer_page import click_cell, expect_query, show_layer, view
 from playwright.sync_api import Page, expect
 from synthetic_run import TEXTS, make_run
 
@@ -26,30 +26,11 @@ def again(root: Path, server: str) -> str:
     return path.name
 
 
-def click_in(page: Page, key: str, x: float, y: float) -> None:
-    """Click into the chart of a key, at a place in the units of its first axes."""
-    chart = page.locator(f".st-key-{key} .js-plotly-plot")
-    expect(chart.locator(".nsewdrag").first).to_be_attached()
-    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    chart.scroll_into_view_if_needed()
-    at = chart.evaluate(
-        """(chart, [x, y]) => {
-            const { xaxis, yaxis } = chart._fullLayout;
-            const box = chart.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.l2p(x), box.top + yaxis._offset + yaxis.l2p(y)];
-        }""",
-        [x, y],
-    )
-    page.mouse.move(at[0] - 3, at[1] - 2)
-    page.mouse.move(*at)
-    page.mouse.click(*at)
-
-
 def test_a_cell_of_a_pair_shows_both_experts_in_the_text(page: Page, server: str, root: Path) -> None:
     page.goto(f"{server}/coactivation?run=small&layer=3")
     drawn = coactivation_cells(coactivation(open_run(root / "small")), 3, order="cluster")
     experts = drawn.layout.xaxis.ticktext
-    click_in(page, "coactivation_heatmap", 2, 1)
+    click_cell(page, 2, 1, "coactivation_heatmap")
     show_layer(page, 3)
     expect_query(page, layer="3", focus=f"{experts[1]},{experts[2]}", slot="any")
     expect(view(page).locator(".moe-expert").nth(int(experts[2]))).to_have_attribute("aria-pressed", "true")
@@ -72,12 +53,12 @@ def test_a_row_of_the_pairs_opens_the_text_too(page: Page, server: str, root: Pa
 def test_a_step_and_a_path_lead_to_the_text(page: Page, server: str, root: Path) -> None:
     page.goto(f"{server}/paths?run=small&layer=3")
     expect(page.locator(".st-key-paths_flow .sankey-node")).to_have_count(6 * 8)
-    click_in(page, "paths_step", 5, 4)
+    click_cell(page, 5, 4, "paths_step")
     show_layer(page, 3)
     expect_query(page, layer="3", focus="4", slot=None)
     page.get_by_role("link", name="Paths").first.click()
     ways = paths(open_run(root / "small")).sort("rank_by_count")["path"]
-    click_in(page, "paths_top_count", 2, 1)
+    click_cell(page, 2, 1, "paths_top_count")
     show_layer(page, 2)
     expect_query(page, layer="2", focus=ways[1].split(">")[2])
 

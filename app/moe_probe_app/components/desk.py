@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from moe_probe.tracing import Progress
 
 Quantization = Literal["4bit", "8bit"] | None
+
+PRECISIONS: dict[str, Quantization] = {"4 bits": "4bit", "8 bits": "8bit", "As published": None}
+"""How a model may be held, as a page asks for it."""
 ENGLISH = ("upos", "shape")
 ANY_LANGUAGE = ("shape",)
 NAME_WORDS = 4

@@ -12,7 +12,7 @@ from moe_probe.tokenview import router_titles
 from moe_probe_app import components, library, selection, settings
 from moe_probe_app.components import ablation, changes, clickable, plain, sidebar, toggles, waiting
 from moe_probe_app.components.ablation import Carrier, Change, How, Opened, Result, Source, Task
-from moe_probe_app.components.desk import Quantization
+from moe_probe_app.components.desk import PRECISIONS, Quantization
 from moe_probe_app.components.download import csv_button
 from moe_probe_app.components.sidebar import Chosen
 
@@ -26,7 +26,6 @@ EXAMPLE = (
     "In 1887 the old lighthouse was sold for 240 pounds, and nobody knew why."
 )
 PASTE, RUN = "Paste a text", "Documents of the run"
-PRECISIONS: dict[str, Quantization] = {"4 bits": "4bit", "8 bits": "8bit", "As published": None}
 HELD: dict[Quantization, str] = {held: name.lower() for name, held in PRECISIONS.items()}
 HOW: dict[How, str] = {"ablate": "Switch off, nothing instead", "reroute": "Reroute to the next best"}
 VERBS: dict[How, str] = {"ablate": "Switch off", "reroute": "Reroute"}

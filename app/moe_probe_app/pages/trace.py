@@ -6,20 +6,18 @@ import streamlit as st
 
 from moe_probe_app import selection, settings
 from moe_probe_app.components import plain
-from moe_probe_app.components.desk import Job, Quantization, Request, open_desk
+from moe_probe_app.components.desk import PRECISIONS, Job, Request, open_desk
 from moe_probe_app.selection import Selection
 
-BUNDLED = "tiny-mixtral"
 TEXT_LIMIT = 100_000
 FORM_WIDTH = 880
-PRECISIONS: dict[str, Quantization] = {"4 bits": "4bit", "8 bits": "8bit", "As published": None}
 EXAMPLE = "The quick brown fox jumps over the lazy dog, and 12 geese fly south before the first snow."
 JOB = "trace_job"
 
 
 def draw_form() -> None:
     """Ask for a text, a model and a precision."""
-    models = list(dict.fromkeys([BUNDLED, *([given] if (given := settings.current().model) else [])]))
+    models = settings.models()
     with st.form("trace_form", border=False, width=FORM_WIDTH):
         text = st.text_area("Text", EXAMPLE, height=220, max_chars=TEXT_LIMIT, key="trace_text")
         left, middle, right = st.columns([2, 2, 2], vertical_alignment="bottom")
