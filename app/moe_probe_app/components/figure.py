@@ -1,39 +1,62 @@
-"""A chart on a page: the same tools on each, and what was clicked in it."""
+"""A chart on a page, under its title and notes as text that breaks into lines; and what was clicked in it."""
 
 from __future__ import annotations
 
+from html import unescape
 from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
 
+from moe_probe_app.components import plain
+
 CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "pan2d"]}
-ROOM_FOR_TOP_LABELS = 150
+_ROOM_FOR_TITLE = 84  # pixels that a chart keeps above itself for a title that the page says instead
 
 
-def show(figure: go.Figure, key: str, *, tallest: int | None = None) -> None:
+def show(chart: go.Figure, key: str) -> None:
     """Show a chart that only speaks."""
-    st.plotly_chart(_fit(figure, tallest), key=key, config=CONFIG)
+    st.plotly_chart(_fit(chart), key=key, config=CONFIG)
 
 
-def clicked(figure: go.Figure, key: str, *, tallest: int | None = None) -> dict[str, Any] | None:
-    """Show a chart whose bars or cells can be clicked, and return the one that was.
+def clicked(
+    chart: go.Figure, key: str, *, explained: bool = False, tallest: int | None = None
+) -> dict[str, Any] | None:
+    """Show a chart whose bars or cells can be clicked, and return the one that was: its `customdata`, its `x`.
 
-    A bar has an `x`; a cell of a heatmap drawn with `selectable=True` ends its `customdata` with its place.
+    Args:
+        chart: what to show.
+        key: of the chart on its page.
+        explained: the page has said already what is drawn and against what; of the notes, only the last line is shown.
+        tallest: the most pixels that it may be high.
     """
     event: Any = st.plotly_chart(
-        _fit(figure, tallest), key=key, on_select="rerun", selection_mode="points", config=CONFIG
+        _fit(chart, explained=explained, tallest=tallest),
+        key=key,
+        on_select="rerun",
+        selection_mode="points",
+        config=CONFIG,
     )
     points: list[dict[str, Any]] = event.selection.points
     return points[0] if points else None
 
 
-def _fit(figure: go.Figure, tallest: int | None) -> go.Figure:
-    if tallest is not None:
-        figure.update_layout(height=min(int(figure.layout.height), tallest))
-    if figure.layout.xaxis.side == "top":
-        # The labels stand where the subtitle would otherwise run into them.
-        figure.update_layout(margin_t=ROOM_FOR_TOP_LABELS, height=int(figure.layout.height) + 40)
+def _fit(chart: go.Figure, *, explained: bool = False, tallest: int | None = None) -> go.Figure:
+    title = chart.layout.title
+    notes = title.subtitle.text or ""
+    plain.section(_words(title.text), _words(notes.rpartition("<br>")[2] if explained else notes))
+    margin = max(20, int(chart.layout.margin.t) - _ROOM_FOR_TITLE)
+    height = int(chart.layout.height) - int(chart.layout.margin.t) + margin
     # Clicks choose; a drag that zoomed by mistake would hide cells.
-    figure.update_layout(dragmode=False, clickmode="event+select")
-    return figure
+    return chart.update_layout(
+        title={"text": "", "subtitle": {"text": ""}},
+        margin_t=margin,
+        height=height if tallest is None else min(height, tallest),
+        dragmode=False,
+        clickmode="event+select",
+    )
+
+
+def _words(text: str | None) -> str:
+    """Return a chart's text as it is read: the chart escaped it, and the page will again."""
+    return unescape((text or "").replace("<br>", " "))

@@ -10,7 +10,7 @@ import streamlit as st
 from moe_probe.charts.effects import effect_bars
 from moe_probe.tokenview import router_titles
 from moe_probe_app import components, library, selection, settings
-from moe_probe_app.components import ablation, changes, clickable, plain, sidebar, toggles, waiting
+from moe_probe_app.components import ablation, changes, figure, plain, sidebar, toggles, waiting
 from moe_probe_app.components.ablation import Carrier, Change, How, Opened, Result, Source, Task
 from moe_probe_app.components.desk import PRECISIONS, Quantization
 from moe_probe_app.components.download import csv_button
@@ -271,7 +271,7 @@ def draw_bars(result: Result) -> None:
     if drawn.is_empty():
         plain.callout("info", "No label has so many tokens", f"The commonest has {reached:,}. Ask for fewer.")
     else:
-        clickable.show(effect_bars(drawn, " ".join(map(str, result.change.experts))), "ablate_bars")
+        figure.show(effect_bars(drawn, " ".join(map(str, result.change.experts))), "ablate_bars")
     st.number_input("Tokens a label at least", min_value=1, max_value=MOST_TOKENS, key="ablate_least", width=220)
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 from moe_probe import charts
 from moe_probe.charts.pair_cells import coactivation_cells
 from moe_probe_app import library, selection
-from moe_probe_app.components import clickable, plain, rows, sidebar
+from moe_probe_app.components import figure, plain, rows, sidebar
 from moe_probe_app.components.download import csv_button
 from moe_probe_app.components.sidebar import Chosen
 
@@ -117,7 +117,7 @@ if table.filter(router=router.index).is_empty():
     st.stop()
 order, least = ask()
 here = table.filter(pl.col("router") == router.index, pl.col("expected") >= least)
-cell = clickable.clicked(
+cell = figure.clicked(
     coactivation_cells(
         table.with_columns(expected=pl.when(pl.col("expected") >= least).then("expected")),
         router.index,
@@ -127,6 +127,6 @@ cell = clickable.clicked(
     "coactivation_heatmap",
 )
 if cell:
-    open_in_text(int(cell[-2]), int(cell[-1]))
+    open_in_text(int(cell["customdata"][-2]), int(cell["customdata"][-1]))
 show_pairs(chosen, here)
 csv_button(table, "coactivation")

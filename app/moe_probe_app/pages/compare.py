@@ -16,7 +16,7 @@ from moe_probe.charts.surprisal import surprisal_points
 from moe_probe.errors import MoeProbeError
 from moe_probe.store import Run
 from moe_probe_app import library, settings
-from moe_probe_app.components import clickable, comparison, plain, sidebar
+from moe_probe_app.components import comparison, figure, plain, sidebar
 from moe_probe_app.components.comparison import Comparison
 from moe_probe_app.components.download import csv_button
 from moe_probe_app.components.sidebar import Chosen
@@ -74,7 +74,7 @@ def measure(chosen: Chosen, name: str) -> Comparison | None:
 
 def show_agreement(found: Comparison, labels: list[str]) -> None:
     """Show how often both runs chose the same experts: by layer, by margin and by label."""
-    clickable.show(agreement_lines(found.agreement), "compare_agreement")
+    figure.show(agreement_lines(found.agreement), "compare_agreement")
     csv_button(found.agreement, "agreement")
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     measured = left.radio(
@@ -89,10 +89,10 @@ def show_agreement(found: Comparison, labels: list[str]) -> None:
     if found.agreement.filter(pl.col("decile") != "all").is_empty():
         plain.callout("info", "No margins", "The first run does not know how close its decisions were.")
     else:
-        clickable.show(agreement_deciles(found.agreement, measure=measured), "compare_deciles")
+        figure.show(agreement_deciles(found.agreement, measure=measured), "compare_deciles")
     if labels:
         label = right.selectbox("By label", labels, key="compare_label", persist_state="session")
-        clickable.show(agreement_labels(found.agreement, label or labels[0], measure=measured), "compare_labels")
+        figure.show(agreement_labels(found.agreement, label or labels[0], measure=measured), "compare_labels")
         show_surprisal(found, label or labels[0])
     else:
         show_surprisal(found, None)
@@ -104,7 +104,7 @@ def show_surprisal(found: Comparison, label: str | None) -> None:
         plain.section("Does the second run foretell worse?")
         plain.note("Not known: trace both runs with --surprisal, and the difference token by token is shown here.")
         return
-    clickable.show(surprisal_points(found.surprisal, label), "compare_surprisal")
+    figure.show(surprisal_points(found.surprisal, label), "compare_surprisal")
     csv_button(found.surprisal, "surprisal")
 
 
@@ -132,5 +132,5 @@ for warning in found.warnings:
 if not found.complete:
     plain.note("The runs are so large that whole documents drawn by name are compared, not all of them.")
 show_agreement(found, [label_set.name for label_set in chosen.run.labels])
-clickable.show(load_difference_heatmap(found.load_difference, slot=SLOTS[chosen.selection.slot]), "compare_load")
+figure.show(load_difference_heatmap(found.load_difference, slot=SLOTS[chosen.selection.slot]), "compare_load")
 csv_button(found.load_difference, "load_difference")

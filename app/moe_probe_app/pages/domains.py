@@ -8,7 +8,7 @@ import streamlit as st
 from moe_probe.charts.domains import ALL, divergence_matrix, domain_shares, repetition_by_domain
 from moe_probe.charts.neighbours import repetition_lines
 from moe_probe_app import library, selection
-from moe_probe_app.components import clickable, plain, sidebar
+from moe_probe_app.components import figure, plain, sidebar
 from moe_probe_app.components.download import csv_button
 from moe_probe_app.components.sidebar import Chosen
 
@@ -55,12 +55,12 @@ def show_shares(chosen: Chosen) -> None:
     """Show each expert's share of each domain; a click goes to the text."""
     which = st.radio("Layers", [THIS, THREE], horizontal=True, key="domains_layers", persist_state="session")
     table = library.affinity(chosen.run)
-    bar = clickable.clicked(
+    bar = figure.clicked(
         domain_shares(table, panels(chosen, which), focus=chosen.selection.focus), f"domains_shares_{which == THREE}"
     )
     csv_button(table, "affinity")
     if bar:
-        router, expert, domain = bar[-3:]
+        router, expert, domain = bar["customdata"][-3:]
         now = chosen.selection
         selection.change(
             router=int(router),
@@ -76,7 +76,7 @@ def show_shares(chosen: Chosen) -> None:
 def show_divergence(chosen: Chosen) -> None:
     """Show how far apart domains lie in the chosen layer."""
     table = library.divergence(chosen.run)
-    clickable.show(divergence_matrix(table, chosen.selection.router), "domains_matrix")
+    figure.show(divergence_matrix(table, chosen.selection.router), "domains_matrix")
     with st.expander("The same in numbers", key="domains_pairs"):
         here = table.filter(pl.col("router") == chosen.selection.router)
         st.dataframe(
@@ -128,7 +128,7 @@ def show_repetition(chosen: Chosen) -> None:
         )
         or "first_choice"
     )
-    clickable.show(repetition_by_domain(table, chosen.selection.router, measure=measure), "domains_repetition")
+    figure.show(repetition_by_domain(table, chosen.selection.router, measure=measure), "domains_repetition")
     with st.expander("The same in numbers", key="domains_chances"):
         show_repetition_table(table.filter(pl.col("router") == chosen.selection.router), measure)
     csv_button(table, "repetition")
@@ -140,7 +140,7 @@ def show_repetition(chosen: Chosen) -> None:
         key="domains_domain",
         width=320,
     )
-    clickable.show(repetition_lines(table, names[domain or 0], measure=measure), "domains_repetition_lines")
+    figure.show(repetition_lines(table, names[domain or 0], measure=measure), "domains_repetition_lines")
 
 
 def show_repetition_table(here: pl.DataFrame, measure: str) -> None:

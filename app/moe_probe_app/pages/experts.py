@@ -11,7 +11,7 @@ from moe_probe.palette import CONTEXT, expert_colours
 from moe_probe.schema import Router
 from moe_probe.tokenview import router_titles
 from moe_probe_app import library, selection
-from moe_probe_app.components import cards, clickable, plain, portrait, sidebar
+from moe_probe_app.components import cards, figure, plain, portrait, sidebar
 from moe_probe_app.components.cards import Card
 from moe_probe_app.components.download import csv_button
 from moe_probe_app.components.sidebar import Chosen
@@ -148,9 +148,9 @@ def draw_mix(chosen: Chosen, expert: int, colour: str, label: str, key: str) -> 
     slot = SLOTS[chosen.selection.slot]
     chart = expert_mix(table, chosen.selection.router, expert, label_set=label, slot=slot, colour=colour)
     place = f"{chosen.selection.router}_{expert}"
-    bar = clickable.clicked(chart, f"{key}_{label}_{place}", explained=True)
+    bar = figure.clicked(chart, f"{key}_{label}_{place}", explained=True)
     if bar:
-        open_in_text(chosen, expert, label, str(bar[-1]))
+        open_in_text(chosen, expert, label, str(bar["customdata"][-1]))
 
 
 chosen = sidebar.choose()
@@ -163,7 +163,8 @@ here = names.filter(router=now.router).sort("expert").to_dicts()
 if not here:
     plain.callout("info", "No expert to show", "No token of this run came to an expert of this layer. Choose another.")
     st.stop()
-expert = next((one for one in now.focus if one < router.n_experts), 0)
+named = next((row["expert"] for row in here if row["label"] is not None), 0)  # one with something to say
+expert = next((one for one in now.focus if one < router.n_experts), named)
 loads = library.load_table(run).filter(router=now.router, slot="any").sort("expert")["assignments"].to_list()
 colours = expert_colours(loads, now.focus)
 colour = colours.get(expert, CONTEXT)
@@ -192,10 +193,10 @@ plain.section(
     "enough data. Click a bar to see those tokens in the text.",
 )
 show_mix(chosen, expert, colour)
-layer = clickable.clicked(
+layer = figure.clicked(
     expert_load(library.load_table(run), expert, now.router, slot=SLOTS[now.slot], colour=colour), "experts_load"
 )
 if layer:
-    selection.change(router=int(layer[-1]))
+    selection.change(router=int(layer["customdata"][-1]))
     st.rerun()
 csv_button(names, "experts")

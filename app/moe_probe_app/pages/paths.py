@@ -12,7 +12,7 @@ from moe_probe.palette import EXPERT_COLOURS
 from moe_probe.schema import Router
 from moe_probe.tokenview import router_titles
 from moe_probe_app import library, selection
-from moe_probe_app.components import clickable, plain, rows, sidebar
+from moe_probe_app.components import figure, plain, rows, sidebar
 from moe_probe_app.components.download import csv_button
 from moe_probe_app.components.sidebar import Chosen
 
@@ -48,10 +48,10 @@ def show_step(chosen: Chosen) -> None:
     if last:
         plain.note("No layer with experts follows the chosen one: this is the step that leads to it.")
     table = library.transitions(chosen.run)
-    cell = clickable.clicked(transition_cells(table, router.index, focus=chosen.selection.focus), "paths_step")
+    cell = figure.clicked(transition_cells(table, router.index, focus=chosen.selection.focus), "paths_step")
     csv_button(table, "transitions")
     if cell:
-        open_in_text(router.index, int(cell[-2]))
+        open_in_text(router.index, int(cell["customdata"][-2]))
 
 
 def choose_stretch(routers: list[Router]) -> list[Router]:
@@ -97,9 +97,9 @@ def show_paths(chosen: Chosen, stretch: list[Router]) -> None:
         return
     titles = router_titles(chosen.run.routers)
     names = {router.index: titles[router.index].lower() for router in through}
-    cell = clickable.clicked(top_paths(table, names, by=by or "count", focus=chosen.selection.focus), f"paths_top_{by}")
+    cell = figure.clicked(top_paths(table, names, by=by or "count", focus=chosen.selection.focus), f"paths_top_{by}")
     if cell:
-        open_in_text(int(cell[-2]), int(cell[-1]))
+        open_in_text(int(cell["customdata"][-2]), int(cell["customdata"][-1]))
     plain.section("The same in numbers", "Pick a row to see the expert in which its path begins in the text.")
     row = rows.picked(ranked, COLUMNS, f"paths_table_{by}")
     csv_button(table, "paths")
@@ -127,7 +127,7 @@ def show_repetition(chosen: Chosen) -> None:
         persist_state="session",
     )
     frame = repetition_lines(table, names[domain or 0] if names else "all", measure=measure or "first_choice")
-    clickable.show(frame, "paths_repetition")
+    figure.show(frame, "paths_repetition")
     csv_button(table, "repetition")
 
 
@@ -142,7 +142,7 @@ if len(chosen.run.routers) > 1:
         flow = path_flow(
             library.transitions(chosen.run), [router.index for router in stretch], focus=chosen.selection.focus
         )
-        clickable.show(flow, "paths_flow")
+        figure.show(flow, "paths_flow")
         show_paths(chosen, stretch)
     else:
         plain.callout("info", "A path needs two layers", "Move the ends of the slider apart.")

@@ -96,7 +96,8 @@ def draw_versions(run: Run) -> None:
     made: Mapping[str, Any] = run.manifest.get("settings", {})
     if made:
         plain.section("Settings")
-        plain.facts([(name.replace("_", " "), _said(value)) for name, value in made.items()])
+        # Labels have a table of their own.
+        plain.facts([(name.replace("_", " "), _said(value)) for name, value in made.items() if name != "labels"])
 
 
 def _time(text: str) -> str:
