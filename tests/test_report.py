@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import CODE, PROSE, TEXTS, make_run
 
 from moe_probe.charts import load_heatmap
+from moe_probe.effects import EffectFolder
 from moe_probe.errors import BadInputError, MoeProbeError
 from moe_probe.palette import EXPERT_COLOURS
 from moe_probe.report import page as page_module
@@ -450,3 +451,9 @@ def test_more_experts_than_are_listed_leave_only_those_with_a_name(small: Run, t
     monkeypatch.setattr("moe_probe.report.sections._MOST_EXPERTS", 10)
     text = write_report(small, tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Only those with a name are listed." in text
+
+
+def test_effects_of_another_model_are_refused(small: Run, tmp_path: Path) -> None:
+    effects = EffectFolder(tmp_path, {"model": {"name": "another-model"}})
+    with pytest.raises(BadInputError, match="effects of another-model, but the run is of"):
+        write_report(small, tmp_path / "report.html", effects=effects)

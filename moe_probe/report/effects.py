@@ -42,11 +42,9 @@ def effects_section(folder: EffectFolder) -> Section:
     columns = [
         Field("layer"),
         Field("experts", "expert"),
-        Field("label", code=True),
-        Field("mean_bits", "change, bits, 95 %", "+.3f", ("ci_low", "ci_high")),
-        Field("difference", "more than others", "+.3f", ("difference_ci_low", "difference_ci_high")),
-        Field("over_random", "more than at random", "+.3f", ("over_random_ci_low", "over_random_ci_high")),
-        Field("over_matched", "more than like experts", "+.3f", ("over_matched_ci_low", "over_matched_ci_high")),
+        Field("label"),
+        Field("mean_bits", "change, bits, 95 %", "+.2f", ("ci_low", "ci_high")),
+        Field(control, "over the control, 95 %", "+.2f", (f"{control}_ci_low", f"{control}_ci_high")),
         Field("verdict"),
         Field("n", "tokens"),
     ]
