@@ -10,6 +10,8 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from moe_probe import __version__
 from moe_probe.models import LanguageModel
 from moe_probe.tracing.encoding import Encoder
@@ -79,4 +81,6 @@ def _versions() -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    # It alone says which build it is: packages for CUDA are called by the plain number.
+    found["torch"] = str(torch.__version__)
     return found
