@@ -36,7 +36,7 @@ from moe_probe.measures.verdicts import SPECIALISED, enough_for_cells, label_ver
 ODDS = 1.5
 ODDS_OF_WORDS = 4.0
 MANY_EXPECTED = 50
-MANY_TYPES = 100
+MANY_EXPECTED_OF_TYPES = 100
 BOTH_SLOTS, FIRST_CHOICE = (0, 1), (0,)
 N_CORPORA_OF_TRUTH = 40
 
@@ -75,8 +75,9 @@ PUBLISHED_LOAD = "load, intervals without clusters that cover"
 UNSTRATIFIED = "type test without strata, p < .05"
 FOUND_BY_DOCUMENTS = f"planted cells (≥ {MANY_EXPECTED} expected) with p < .05 in the document test"
 FOUND_RARE = f"planted cells (< {MANY_EXPECTED} expected) with p < .05 in the document test"
-FOUND_BY_TYPES = f"planted cells (≥ {MANY_TYPES} types) with p < .05 in the type test"
-FOUND_FEW_TYPES = f"planted cells (< {MANY_TYPES} types) with p < .05 in the type test"
+FOUND_BY_TYPES = f"planted cells (≥ {MANY_EXPECTED_OF_TYPES} expected) with p < .05 in the type test"
+FOUND_RARE_BY_TYPES = f"planted cells (< {MANY_EXPECTED_OF_TYPES} expected) with p < .05 in the type test"
+FOUND_UNWEIGHTED = f"planted cells (≥ {MANY_EXPECTED_OF_TYPES} expected) with p < .05 in a type test without weights"
 CALLED = "planted cells called specialised"
 BITS_COVERED = "type_level_bits, 95 % intervals that cover"
 BITS_P = "type_level_bits, p < .05"
@@ -131,13 +132,14 @@ def judge_planted(in_words: bool, n_experts: int, n_documents: int, rng: np.rand
     cells = by_slot[FIRST_CHOICE]
     verdicts, _ = _verdicts(by_slot.values(), types)
     truth = routing.lift(FIRST_CHOICE)
-    many, frequent = planted & (types.types >= MANY_TYPES), planted & (cells.expected >= MANY_EXPECTED)
+    frequent, enough = (planted & (cells.expected >= least) for least in (MANY_EXPECTED, MANY_EXPECTED_OF_TYPES))
     return {
         LIFT_COVERED: _share((cells.low <= truth) & (truth <= cells.high), planted),
         FOUND_BY_DOCUMENTS: _share(cells.p < 0.05, frequent),
         FOUND_RARE: _share(cells.p < 0.05, planted & ~frequent),
-        FOUND_BY_TYPES: _share(types.p < 0.05, many),
-        FOUND_FEW_TYPES: _share(types.p < 0.05, planted & ~many),
+        FOUND_BY_TYPES: _share(types.p < 0.05, enough),
+        FOUND_RARE_BY_TYPES: _share(types.p < 0.05, planted & ~enough),
+        FOUND_UNWEIGHTED: _share(unweighted_test(routing), enough),
         CALLED: _share(verdicts[1] == SPECIALISED, planted),
     }
 
@@ -243,6 +245,21 @@ def unstratified_test(routing: Routing) -> tuple[NDArray[np.bool_], NDArray[np.b
     tested = np.broadcast_to(m >= 8, variance.shape)
     excess = shares.T @ of_label
     return np.abs(excess) > -ndtri(0.025) * np.sqrt(variance), tested
+
+
+def unweighted_test(routing: Routing) -> NDArray[np.bool_]:
+    """Which cells a test over types rejects that takes rare and frequent ones for equal evidence, (experts, labels)."""
+    went, had = routing.expert_counts(), routing.corpus.label_counts()
+    octaves = np.frexp(went.sum(axis=1))[1]
+    excess, variance = (np.zeros((routing.n_experts, len(LABELS))) for _ in range(2))
+    for octave in range(3, int(octaves.max()) + 1):
+        shares = went[octaves == octave] / went[octaves == octave].sum(axis=1, keepdims=True)
+        of_label = np.eye(len(LABELS))[had[octaves == octave].argmax(axis=1)]
+        n, m = len(shares), of_label.sum(axis=0)
+        shares -= shares.mean(axis=0) if n else 0
+        excess += shares.T @ of_label
+        variance += (shares**2).sum(axis=0)[:, None] * (m * (n - m) / max(n * (n - 1), 1))
+    return np.abs(excess) > -ndtri(0.025) * np.sqrt(variance)
 
 
 def _share(hits: NDArray[np.bool_], of: NDArray[np.bool_]) -> tuple[float, float]:

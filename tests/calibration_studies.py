@@ -93,9 +93,7 @@ def _null_study(router: str, n_experts: int, n_documents: int) -> Study:
 def _planted_study(in_words: bool, n_experts: int) -> Study:
     bounds = {LIFT_COVERED: AS_SAID}
     if not in_words:  # words that choose once are few draws, and no test finds odds of 1.5 in them reliably
-        bounds[FOUND_BY_DOCUMENTS] = Bounds(0.9)
-        if n_experts == 8:
-            bounds[FOUND_BY_TYPES] = Bounds(0.9)
+        bounds |= {FOUND_BY_DOCUMENTS: Bounds(0.9), FOUND_BY_TYPES: Bounds(0.9)}
     name = f"planted in {'words' if in_words else 'tokens'}, odds {ODDS}"
     judge = partial(judge_planted, in_words, n_experts, 100)
     return Study(name, n_experts, 100, judge, bounds, quick=n_experts == 8 or not in_words)

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 
 def cell(clustered: np.ndarray, expert: int, label: int) -> dict[str, float]:
@@ -40,10 +40,12 @@ def cell(clustered: np.ndarray, expert: int, label: int) -> dict[str, float]:
 
 def type_z(expert_counts: np.ndarray, label_counts: np.ndarray, expert: int, label: int, floor: int = 3) -> float:
     """How far types of a label lean to an expert, against types of like frequency: U / √Var."""
+    weights = octave_weights(expert_counts, floor)
     strata: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for went, had in zip(expert_counts, label_counts, strict=True):
         if went.sum() >= floor:
-            strata[math.floor(math.log2(went.sum()))].append((went[expert] / went.sum(), had.argmax() == label))
+            octave = math.floor(math.log2(went.sum()))
+            strata[octave].append((weights[octave] * went[expert] / went.sum(), had.argmax() == label))
     excess = variance = 0.0
     for types in strata.values():
         n, m = len(types), sum(has for _, has in types)
@@ -52,6 +54,33 @@ def type_z(expert_counts: np.ndarray, label_counts: np.ndarray, expert: int, lab
         if n > 1:
             variance += m * (n - m) / (n * (n - 1)) * sum((share - mean) ** 2 for share, _ in types)
     return excess / math.sqrt(variance)
+
+
+def octave_weights(expert_counts: np.ndarray, floor: int = 3) -> dict[int, float]:
+    """The weight of an octave: one over h + t(1 - h), where t solves Σ f (1-h)(r - h - t(1-h)) / (h + t(1-h))² = 0."""
+    strata: dict[int, list[np.ndarray]] = defaultdict(list)
+    for went in expert_counts:
+        if went.sum() >= floor:
+            strata[math.floor(math.log2(went.sum()))].append(went)
+    facts = {}
+    for octave, types in strata.items():
+        shares = [went / went.sum() for went in types]
+        mean = sum(shares) / len(shares)
+        spread = sum(float(((share - mean) ** 2).sum()) for share in shares)
+        most = float((mean * (1 - mean)).sum())
+        free = len(types) - 1 if most > 0 else 0
+        chance = sum(1 / went.sum() for went in types) / len(types)
+        facts[octave] = (chance, spread / (free * most) if free else 0.0, free)
+
+    def leaning(t: float) -> float:
+        return sum(f * (1 - h) * (r - h - t * (1 - h)) / (h + t * (1 - h)) ** 2 for h, r, f in facts.values())
+
+    # Where the equation has no root in [0, 1], the nearer end of it.
+    if leaning(0.0) <= 0:
+        t = 0.0
+    else:
+        t = 1.0 if leaning(1.0) >= 0 else float(optimize.brentq(leaning, 0.0, 1.0, xtol=1e-14))
+    return {octave: 1 / (h + t * (1 - h)) for octave, (h, _, _) in facts.items()}
 
 
 def share(clustered: np.ndarray, expert: int) -> dict[str, float]:
@@ -85,6 +114,8 @@ def permuted_share(
     shares = expert_counts[kept, expert] / occurrences
     has = label_counts[kept].argmax(axis=1) == label
     octaves = np.floor(np.log2(occurrences))
+    weights = octave_weights(expert_counts)
+    shares = shares * [weights[int(octave)] for octave in octaves]
     sums = np.zeros(n_permutations)
     for octave in np.unique(octaves):
         inside = np.flatnonzero(octaves == octave)

@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import reference_procedures as slow
 from scipy import stats
 
-from moe_probe.measures.type_test import type_test
+from moe_probe.measures.type_test import stratum_weights, type_test
 
 
 def counts_of(rng, n_types=120, n_experts=4, n_labels=3):
@@ -20,7 +21,8 @@ def moments_by_hand(expert_counts, label_counts, expert, label, floor=3):
     """Mean of U, its variance and its skewness over every way of giving the labels out within the strata."""
     n = expert_counts.sum(axis=1)
     types = [v for v in range(len(n)) if n[v] >= floor]
-    share = {v: expert_counts[v, expert] / n[v] for v in types}
+    weights = slow.octave_weights(expert_counts, floor)
+    share = {v: weights[int(n[v]).bit_length() - 1] * expert_counts[v, expert] / n[v] for v in types}
     has = {v: int(label_counts[v].argmax() == label) for v in types}
     strata: dict[int, list[int]] = {}
     for v in types:
@@ -64,12 +66,15 @@ def test_without_skewness_p_is_that_of_the_normal_curve():
 
 def test_beyond_the_end_of_the_skewed_curve_the_normal_one_holds():
     # One stratum is symmetric and shuns the label; the other has a lone type that makes the whole skewed to the right.
-    experts = np.array([[44, 56]] * 8 + [[56, 44]] * 8 + [[4, 0]] + [[0, 4]] * 24)
-    labels = np.array([[9, 0]] * 8 + [[0, 9]] * 8 + [[0, 9]] * 24 + [[9, 0]])
-    found = type_test(experts, labels)
-    variance = 8 * 8 / (16 * 15) * 16 * 0.06**2 + 0.04 * 0.96
-    skewness = 0.04 * 0.96 * 0.92 / variance**1.5
-    assert found.z[0, 0] == pytest.approx((-8 * 0.06 - 0.04) / np.sqrt(variance))
+    experts = np.array([[3, 5]] * 2 + [[5, 3]] * 2 + [[4, 0]] + [[0, 4]] * 24)
+    labels = np.array([[9, 0]] * 2 + [[0, 9]] * 2 + [[0, 9]] * 24 + [[9, 0]])
+    found = type_test(experts, labels, min_types=1)
+    weights = slow.octave_weights(experts)
+    of_eight, of_four = weights[3], weights[2]
+    variance = of_eight**2 * 2 * 2 / (4 * 3) * 4 * 0.125**2 + of_four**2 * 0.04 * 0.96
+    skewness = of_four**3 * 0.04 * 0.96 * 0.92 / variance**1.5
+    excess = -2 * 0.125 * of_eight - 0.04 * of_four
+    assert found.z[0, 0] == pytest.approx(excess / np.sqrt(variance), rel=1e-4)
     assert found.z[0, 0] < -2 / skewness
     assert found.p[0, 0] == pytest.approx(2 * stats.norm.sf(-found.z[0, 0]))
 
@@ -88,12 +93,55 @@ def test_all_of_a_labels_types_in_one_expert_are_found_and_renaming_changes_noth
     assert np.allclose(one.z[[2, 0, 3, 1]][:, [1, 2, 0]], two.z, equal_nan=True)
 
 
-def test_the_order_and_the_frequency_scale_of_types_do_not_matter():
+def test_the_order_of_types_does_not_matter_nor_does_their_frequency_where_the_type_decides_all():
     rng = np.random.default_rng(1)
     experts, labels = counts_of(rng)
     order = rng.permutation(len(experts))
     assert np.allclose(type_test(experts, labels).z, type_test(experts[order], labels[order]).z, equal_nan=True)
-    assert np.allclose(type_test(experts * 4, labels, floor=12).z, type_test(experts, labels).z, equal_nan=True)
+    home = np.eye(4, dtype=int)[np.arange(len(experts)) % 4] * experts.sum(axis=1, keepdims=True)
+    assert np.allclose(type_test(home * 4, labels, floor=12).z, type_test(home, labels).z, rtol=1e-3, equal_nan=True)
+
+
+def weights_of(experts):
+    n = experts.sum(axis=1)
+    return stratum_weights(experts / n[:, None], n, np.unique(np.frexp(n)[1], return_inverse=True)[1])
+
+
+def test_strata_weigh_alike_where_the_type_decides_and_by_their_tokens_where_it_does_not():
+    rng = np.random.default_rng(2)
+    occurrences = np.repeat([4, 16, 64, 256], 300)
+    home = np.eye(8, dtype=int)[rng.integers(0, 8, occurrences.size)] * occurrences[:, None]
+    assert weights_of(home) == pytest.approx(np.ones(4), abs=0.02)
+    drawn = np.stack([rng.multinomial(n, np.full(8, 1 / 8)) for n in occurrences])
+    assert weights_of(drawn) == pytest.approx([4, 16, 64, 256], rel=0.2)
+    # Of types that decide a tenth: 1 / (1/n + .1·(1 - 1/n)).
+    tastes = rng.dirichlet(np.full(8, 9 / 8), occurrences.size)  # Σ Var = (1 - 1/8) / (9 + 1)
+    between = np.stack([rng.multinomial(n, taste) for n, taste in zip(occurrences, tastes, strict=True)])
+    assert weights_of(between) == pytest.approx([1 / (1 / n + 0.1 * (1 - 1 / n)) for n in (4, 16, 64, 256)], rel=0.1)
+
+
+def test_weights_equal_the_root_of_their_equation():
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        experts, _ = counts_of(rng, n_types=int(rng.integers(5, 200)), n_experts=int(rng.integers(2, 9)))
+        kept = experts[experts.sum(axis=1) >= 3]
+        by_hand = slow.octave_weights(experts)
+        assert weights_of(kept) == pytest.approx([by_hand[octave] for octave in sorted(by_hand)], rel=1e-4)
+
+
+def test_a_preference_token_by_token_is_found_among_many_experts():
+    rng = np.random.default_rng(8)
+    found = []
+    for _ in range(10):
+        occurrences = (4000 / np.arange(1, 1200)).astype(int) + 1
+        tags = rng.integers(0, 4, occurrences.size)
+        pull = np.ones((4, 64))
+        pull[np.arange(64) % 4, np.arange(64)] = 1.5
+        experts = np.stack(
+            [rng.multinomial(n, pull[tag] / pull[tag].sum()) for n, tag in zip(occurrences, tags, strict=True)]
+        )
+        found += (type_test(experts, np.eye(4, dtype=int)[tags]).p[np.arange(64), np.arange(64) % 4] < 0.05).tolist()
+    assert np.mean(found) > 0.8  # .30 if all types weigh alike
 
 
 def test_rare_types_and_labels_with_few_types_are_left_out():
