@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,23 @@ def _record(model: Any, *, self_check: bool | None = None) -> str:
 def _wrong_id(packed: Packed) -> Packed:
     ids = packed.ids.clone()
     ids[1] = (ids[1] + 1) % 8  # layer 1 says it used the next expert
-    return Packed(ids, packed.weights)
+    return replace(packed, ids=ids)
 
 
 def _swapped_ids(packed: Packed) -> Packed:
-    return Packed(packed.ids.flip(1), packed.weights)
+    return replace(packed, ids=packed.ids.flip(1))
 
 
 def _wrong_weights(packed: Packed) -> Packed:
-    return Packed(packed.ids, packed.weights * 1.25)
+    return replace(packed, weights=packed.weights * 1.25)
 
 
 def _permuted_rows(packed: Packed) -> Packed:
-    return Packed(packed.ids.roll(1, dims=2), packed.weights.roll(1, dims=2))
+    return replace(packed, ids=packed.ids.roll(1, dims=2), weights=packed.weights.roll(1, dims=2))
 
 
 def _swapped_layers(packed: Packed) -> Packed:
-    return Packed(packed.ids.flip(0), packed.weights.flip(0))
+    return replace(packed, ids=packed.ids.flip(0), weights=packed.weights.flip(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("float32", "bfloat16"))

@@ -1,26 +1,39 @@
 """Pack: what the experts of all layers were called with, in the order and the width in which it is kept.
 
-This is the torch reference. It runs on any device, launches the same operations whatever the values, and waits for
-nothing. It does not know where ids and weights come from, and does not check them: an id that `id_dtype` cannot hold
-is the caller's fault.
+On a GPU with Triton it is the kernel of `ring`, one launch for all layers; elsewhere the torch reference below, which
+launches the same operations whatever the values. It does not know where ids and weights come from, and does not check
+them: an id that `id_dtype` cannot hold is the caller's fault.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+
+from moe_probe_kernels.choosing import Way, choose
 
 NETWORK_SLOTS = 16
 """Up to this many slots a sorting network is used, beyond it two stable sorts."""
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
 
-class Packed(NamedTuple):
-    """Executed experts and weights of all layers, a column a slot, the heaviest slot first."""
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Executed experts and weights of all layers, a column a slot, the heaviest slot first.
+
+    `ran` is "triton" or "torch"; it unpacks into ids and weights.
+    """
 
     ids: torch.Tensor  # (layers, slots, tokens)
     weights: torch.Tensor  # (layers, slots, tokens)
+    ran: Way
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.ids, self.weights))
 
 
 def pack(
@@ -31,6 +44,7 @@ def pack(
     id_dtype: torch.dtype = torch.int32,
     weight_dtype: torch.dtype = torch.float32,
     dropped: int | None = None,
+    way: Way | None = None,
 ) -> Packed:
     """Sort each token's slots by weight, drop the tokens that `keep` hides, and cast.
 
@@ -45,25 +59,23 @@ def pack(
         id_dtype: type of the returned ids.
         weight_dtype: type of the returned weights.
         dropped: the id of a slot that held no expert, if there may be such slots: they come last, with weight 0.
+        way: "triton" or "torch"; None for what the device has.
 
     Returns:
         Ids and weights, both (layers, slots, kept tokens) and contiguous.
 
     Raises:
-        ValueError: if the shapes do not agree.
+        ValueError: if the shapes do not agree, or the way cannot be gone.
 
     Example:
         >>> ids, weights = pack(torch.tensor([[[5, 2], [1, 0]]]), torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]))
         >>> ids.tolist(), weights.tolist()
         ([[[2, 0], [5, 1]]], [[[0.75, 0.5], [0.25, 0.5]]])
     """
-    if ids.dim() != 3 or ids.shape != weights.shape:
-        raise ValueError(
-            f"ids {tuple(ids.shape)} and weights {tuple(weights.shape)} must both be (layers, tokens, slots)"
-        )
+    check_shapes(ids, weights, keep)
+    if choose(ids.device, way) == "triton":
+        return _by_kernel(ids, weights, keep, id_dtype, weight_dtype, dropped)
     if keep is not None:
-        if keep.shape != ids.shape[1:2]:
-            raise ValueError(f"keep {tuple(keep.shape)} must be ({ids.shape[1]},), one value a token")
         ids, weights = ids[:, keep], weights[:, keep]
     if dropped is not None:
         # Lighter than any weight, and of equal weights the last.
@@ -78,7 +90,49 @@ def pack(
     return Packed(
         torch.stack([slot.to(id_dtype) for slot in id_slots], dim=1),
         torch.stack([slot.to(weight_dtype) for slot in weight_slots], dim=1),
+        "torch",
     )
+
+
+def check_shapes(ids: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor | None) -> None:
+    """Refuse ids, weights and a mask that are not of the same layers, tokens and slots.
+
+    Raises:
+        ValueError: naming the shapes.
+    """
+    if ids.dim() != 3 or ids.shape != weights.shape:
+        raise ValueError(
+            f"ids {tuple(ids.shape)} and weights {tuple(weights.shape)} must both be (layers, tokens, slots)"
+        )
+    if keep is not None and keep.shape != ids.shape[1:2]:
+        raise ValueError(f"keep {tuple(keep.shape)} must be ({ids.shape[1]},), one value a token")
+
+
+def as_signed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same bits as signed integers where torch can do little with them, as with uint16 and uint32."""
+    return tensor.view(_SIGNED[tensor.dtype]) if tensor.dtype in _SIGNED else tensor
+
+
+def _by_kernel(
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    keep: torch.Tensor | None,
+    id_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    dropped: int | None,
+) -> Packed:
+    """Pack into a ring that is as long as what it gets."""
+    from moe_probe_kernels import ring_kernel
+
+    n_layers, n_tokens, n_slots = ids.shape
+    places = None if keep is None else keep.cumsum(0)
+    n_kept = n_tokens if places is None else int(places[-1]) if n_tokens else 0
+    packed_ids = torch.empty((n_layers, n_slots, n_kept), dtype=id_dtype, device=ids.device)
+    packed_weights = torch.empty((n_layers, n_slots, n_kept), dtype=weight_dtype, device=ids.device)
+    if n_kept:
+        begin = torch.zeros(1, dtype=torch.int64, device=ids.device)
+        ring_kernel.launch(ids, weights, places, begin, packed_ids, packed_weights, dropped)
+    return Packed(packed_ids, packed_weights, "triton")
 
 
 def _sorted_slots(ids: torch.Tensor, weights: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,0 +1,271 @@
+"""Summary: what the logits of all routers of a forward say of every token, and how often each expert was executed.
+
+A token's entropy is that of the router's distribution over experts, in bits: the softmax of its logits, or where
+experts are scored one by one (sigmoid, the root of softplus) the scores divided by their sum. Its margin is the lowest
+selection score among the executed experts minus the highest among the others; selection scores may hold a correction
+bias, and a mask of groups (DeepSeek-V3, arXiv 2412.19437, section 2.1.2). It does not know models, nor which experts
+ought to have been chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from moe_probe_kernels.choosing import Way, choose
+
+LOWEST = -1e4
+"""Bounds a logit's distance from the highest: keeps a masked one, −inf, from making 0·(−inf)."""
+
+
+class Summary(NamedTuple):
+    """What was found, and which way: `ran` is "triton" or "torch"."""
+
+    entropy: torch.Tensor  # (layers, tokens) float32, bits
+    margin: torch.Tensor  # (layers, tokens) float32
+    share_error: torch.Tensor | None  # (layers,) float32; None where no weights were given
+    histogram: torch.Tensor  # (layers, experts) int32, without the choice of none
+    ran: Way
+
+
+Activation = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+ACTIVATIONS = ("softmax", "sigmoid", "sqrtsoftplus")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a router makes selection scores of its logits.
+
+    Attributes:
+        activation: what is made of the logits; "sqrtsoftplus" is the root of ln(1 + eˣ).
+        of_logits: whether top-k is taken of the logits, not of what was made of them.
+        of_probabilities: whether probabilities come in the place of logits.
+        n_groups: groups of consecutive experts, equally large; 1 for none.
+        n_kept_groups: how many groups experts are chosen from.
+        best_of_group: how many of a group's highest scores, added up, make its own.
+        skips: whether there is one logit more than experts, the last: to go to none of them.
+        in_its_type: whether selection scores are made in the logits' own type, and a bias of that type is added in it
+            (but not where `skips`), else in float32.
+        rounded_to: the type that selection scores are rounded to before the best are taken; None for none.
+    """
+
+    activation: Activation = "softmax"
+    of_logits: bool = False
+    of_probabilities: bool = False
+    n_groups: int = 1
+    n_kept_groups: int = 1
+    best_of_group: int = 2
+    skips: bool = False
+    in_its_type: bool = False
+    rounded_to: torch.dtype | None = None
+
+
+def summarise(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    scoring: Scoring,
+    *,
+    bias: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
+    drops: bool = False,
+    way: Way | None = None,
+) -> Summary:
+    """Return entropy and margin of every token, and how often each expert was executed, for all layers at once.
+
+    Nothing here waits for the device. A logit that is no number makes entropy and margin none. Of equally high groups
+    those that hold an executed expert count as kept, then the lower ones. An id out of range is counted nowhere, and
+    scored as the nearest expert: to find it is the caller's part.
+
+    Args:
+        logits: (layers, tokens, experts), any floating type.
+        ids: executed experts, (layers, tokens, slots), any integer type.
+        scoring: how the routers score.
+        bias: (layers, experts), added to what selection is made by.
+        weights: (layers, tokens, slots); with them, `share_error` is how far a token's are at most from being in
+            proportion to the activated logits of its experts, per layer; logits that are no numbers take no part.
+        keep: (tokens,) bool on the same device, False for padding, which is left out of `share_error` and the
+            histogram; its entropy and margin mean nothing.
+        drops: whether ids may be negative, where a slot held no expert. The margin is then that of the others; a token
+            without any has that of the choice that was dropped, taken to be the best. Where `skips`, a negative id is
+            the choice of none.
+        way: "triton" or "torch"; None for what the device has.
+
+    Returns:
+        Summary. A margin is infinite where no selectable expert was left out, negative where a higher score was passed
+        over.
+
+    Raises:
+        ValueError: if the shapes do not agree, the groups do not divide the experts, or the way cannot be gone.
+
+    Example:
+        >>> logits = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
+        >>> found = summarise(logits, torch.tensor([[[0]]]), Scoring())
+        >>> found.entropy.item(), found.margin.item(), found.histogram.tolist(), found.ran
+        (1.5, 0.25, [[1, 0, 0]], 'torch')
+    """
+    _check(logits, ids, scoring, bias, weights, keep)
+    ran = choose(logits.device, way)
+    if ran == "triton":
+        from moe_probe_kernels import summary_kernel
+
+        return summary_kernel.launch(logits, ids, scoring, bias, weights, keep, drops)
+    return _reference(logits, ids, scoring, bias, weights, keep, drops)
+
+
+def _check(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    scoring: Scoring,
+    bias: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    keep: torch.Tensor | None,
+) -> None:
+    if logits.dim() != 3 or ids.dim() != 3 or logits.shape[:2] != ids.shape[:2]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} must be (layers, tokens, experts), and ids {tuple(ids.shape)} (layers,"
+            " tokens, slots)"
+        )
+    n_layers, n_tokens, n_experts = logits.shape
+    if not 1 <= ids.shape[2] <= n_experts:
+        raise ValueError(f"ids {tuple(ids.shape)}: {ids.shape[2]} slots of {n_experts} experts")
+    if scoring.activation not in ACTIVATIONS:
+        raise ValueError(f"activation {scoring.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    if scoring.rounded_to not in (None, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"rounded_to {scoring.rounded_to}: choose torch.float16 or torch.bfloat16, or None")
+    if scoring.skips and scoring.n_groups > 1:
+        raise ValueError(f"{scoring.n_groups} groups: the choice of none is in no group")
+    if n_experts % scoring.n_groups or not 1 <= scoring.n_kept_groups <= scoring.n_groups:
+        raise ValueError(
+            f"{scoring.n_groups} groups, {scoring.n_kept_groups} of them kept: cannot be made of {n_experts} experts"
+        )
+    if scoring.best_of_group < 1:
+        raise ValueError(f"best_of_group {scoring.best_of_group}: a group is scored by 1 expert or more")
+    for name, tensor, shape in (
+        ("bias", bias, (n_layers, n_experts)),
+        ("weights", weights, tuple(ids.shape)),
+        ("keep", keep, (n_tokens,)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} {tuple(tensor.shape)} must be {shape}")
+
+
+def _reference(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    scoring: Scoring,
+    bias: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    keep: torch.Tensor | None,
+    drops: bool,
+) -> Summary:
+    n_logits = logits.shape[-1]
+    histogram = _histogram(ids, n_logits - scoring.skips, keep)
+    ids = ids.long().clamp(-1 if drops or scoring.skips else 0, n_logits - 1)
+    given, logits = logits, logits.float()
+    if scoring.of_probabilities:
+        logits = logits.log()
+    activated, entropy = _activate(logits, scoring)
+    selection = _selection(given, logits, activated, bias, scoring)
+    if scoring.n_groups > 1:
+        selection = _masked_to_groups(selection, ids, scoring)
+    if scoring.skips:
+        ids = torch.where(ids < 0, n_logits - 1, ids)
+    elif drops:
+        best = selection.argmax(dim=-1, keepdim=True)
+        best = torch.where((ids < 0).all(dim=-1, keepdim=True), best, ids.amax(dim=-1, keepdim=True))
+        ids = torch.where(ids < 0, best, ids)  # an empty slot repeats another, which changes no extreme
+    chosen = selection.gather(-1, ids).amin(dim=-1)
+    passed_over = selection.scatter(-1, ids, -math.inf).amax(dim=-1)
+    share_error = None if weights is None else _share_error(activated, ids, weights, keep)
+    return Summary(entropy, chosen - passed_over, share_error, histogram, "torch")
+
+
+def _activate(logits: torch.Tensor, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the activated logits, (layers, tokens, experts), and their entropy in bits, (layers, tokens)."""
+    if scoring.activation == "softmax":
+        shifted = (logits - logits.amax(dim=-1, keepdim=True)).clamp_min(LOWEST)
+        activated = shifted.exp()
+        total = activated.sum(dim=-1, keepdim=True)
+        # ln Σeˣ − Σ x·eˣ / Σeˣ, without the 0·ln 0 of p·ln p where a probability underflows
+        entropy = total.log() - (activated * shifted).sum(dim=-1, keepdim=True) / total
+        activated = activated / total
+    else:
+        activated = _activate_one_by_one(logits, scoring)
+        total = activated.sum(dim=-1, keepdim=True)
+        entropy = total.log() + torch.special.entr(activated).sum(dim=-1, keepdim=True) / total
+    return activated, entropy.squeeze(-1) / math.log(2)
+
+
+def _activate_one_by_one(logits: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """Return scores that do not hang on the other experts', in the type of the logits."""
+    return logits.sigmoid() if scoring.activation == "sigmoid" else functional.softplus(logits).sqrt()
+
+
+def _selection(
+    given: torch.Tensor,
+    logits: torch.Tensor,
+    activated: torch.Tensor,
+    bias: torch.Tensor | None,
+    scoring: Scoring,
+) -> torch.Tensor:
+    """Return selection scores in float32, (layers, tokens, experts), before groups are masked."""
+    selection = logits if scoring.of_logits else activated
+    if scoring.in_its_type:
+        soft = scoring.activation == "softmax"
+        selection = given.softmax(dim=-1) if soft else _activate_one_by_one(given, scoring)
+        selection = selection.float() if scoring.skips else selection
+    elif bias is not None:
+        bias = bias.float()
+    if bias is not None:
+        selection = selection + bias.unsqueeze(1)
+    return (selection if scoring.rounded_to is None else selection.to(scoring.rounded_to)).float()
+
+
+def _masked_to_groups(selection: torch.Tensor, ids: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """Return selection scores with −inf in the groups that are not kept."""
+    size = selection.shape[-1] // scoring.n_groups
+    grouped = selection.view(*selection.shape[:-1], scoring.n_groups, size)  # (layers, tokens, groups, experts in it)
+    scores = grouped.topk(min(scoring.best_of_group, size), dim=-1).values.sum(dim=-1)
+    # A negative id is in no group: it points at the first one, and adds nothing to it.
+    uses = torch.zeros_like(scores, dtype=torch.int32)
+    executed = uses.scatter_add(-1, ids.clamp_min(0) // size, (ids >= 0).int()) > 0
+    higher = scores.unsqueeze(-2) > scores.unsqueeze(-1)  # (..., group, other group)
+    tied = scores.unsqueeze(-2) == scores.unsqueeze(-1)
+    number = torch.arange(scoring.n_groups, device=scores.device)
+    lower = number < number.unsqueeze(-1)
+    first = executed.unsqueeze(-2) & ~executed.unsqueeze(-1)
+    alike = executed.unsqueeze(-2) == executed.unsqueeze(-1)
+    before = higher | (tied & (first | (alike & lower)))
+    hidden = before.sum(dim=-1) >= scoring.n_kept_groups
+    return grouped.masked_fill(hidden.unsqueeze(-1), -math.inf).flatten(-2)
+
+
+def _share_error(
+    activated: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor | None
+) -> torch.Tensor:
+    """Return how far a token's weights are at most from being in proportion to its activated logits, (layers,)."""
+    if not ids.shape[1]:
+        return activated.new_zeros(len(activated))
+    shares = activated.gather(-1, ids)
+    shares = shares / shares.sum(dim=-1, keepdim=True)
+    weights = weights.float()
+    error = (weights / weights.sum(dim=-1, keepdim=True) - shares).abs()
+    error = error.masked_fill(shares.isnan(), 0)
+    if keep is not None:
+        error = error.masked_fill(~keep.view(1, -1, 1), 0)
+    return error.amax(dim=(1, 2))
+
+
+def _histogram(ids: torch.Tensor, n_experts: int, keep: torch.Tensor | None) -> torch.Tensor:
+    """Count the executed experts of each layer, (layers, experts) int32."""
+    counted = (ids >= 0) & (ids < n_experts)
+    if keep is not None:
+        counted = counted & keep.view(1, -1, 1)
+    histogram = torch.zeros(len(ids), n_experts, dtype=torch.int32, device=ids.device)
+    places = ids.long().clamp(0, n_experts - 1).flatten(1)
+    return histogram.scatter_add_(1, places, counted.flatten(1).int())
