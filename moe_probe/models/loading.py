@@ -37,14 +37,51 @@ from moe_probe.models.fit import DeviceMap, Need, Placement, estimate, is_on_gpu
 from moe_probe.models.packing import QUANTIZATIONS, check_available
 from moe_probe.models.precision import Holding, PartPrecision, measure_precision
 from moe_probe.models.quantise import PackedConfig, check_shapes, quantisable
-from moe_probe.models.sources import Source, checkpoint_bytes, digest_source, find_source, first_line, load_tokenizer
+from moe_probe.models.sources import (
+    BUNDLED,
+    Source,
+    checkpoint_bytes,
+    digest_source,
+    find_source,
+    first_line,
+    load_tokenizer,
+)
 
 if TYPE_CHECKING:
     import polars
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MXFP4 = "mxfp4"
+_FP8 = "fp8"  # transformers keeps it packed on GPUs alone
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `load` was called with, in plain values: it can be sent to another process, which then loads the same.
+
+    `model` is a hub id, the name of the bundled model, or a folder from the root; `revision` the commit on the hub.
+    """
+
+    model: str
+    quantization: str | None
+    dtype: str | torch.dtype
+    device_map: DeviceMap
+    revision: str | None
+    trust_remote_code: bool
+    experts_implementation: str | None
+
+    def load(self, device_map: DeviceMap) -> LanguageModel:
+        """Load it again, onto these devices; fails as `load` does."""
+        return load(
+            self.model,
+            quantization=self.quantization,
+            dtype=self.dtype,
+            device_map=device_map,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            experts_implementation=self.experts_implementation,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,7 +89,8 @@ class LanguageModel:
     """A model ready to be traced, with what is known about it.
 
     `tokenizer` is None where the model came without one. `name` is what the user typed, `revision` the commit that it
-    stood for on the hub, `context` the number of tokens that the model was made for, `parts` how each part is held.
+    stood for on the hub, `context` the number of tokens that the model was made for, `parts` how each part is held,
+    `origin` what `load` was called with, None where it was not called.
     """
 
     model: PreTrainedModel
@@ -63,6 +101,7 @@ class LanguageModel:
     context: int
     parts: tuple[PartPrecision, ...]
     digest: str
+    origin: Origin | None = None
 
     @property
     def precision(self) -> polars.DataFrame:
@@ -136,7 +175,8 @@ def load(
         raise BadInputError(
             f"{source.name} is quantised already ({own}); leave quantization={quantization!r} out, or give the original"
         )
-    if own in (None, _MXFP4):
+    dequantised = own == _MXFP4 or (own == _FP8 and not is_on_gpu(device_map))
+    if own is None or dequantised:
         placement = _place(source, config, quantization, compute_dtype, device_map, trust_remote_code)
     else:  # what its own loader makes of it is not known here
         held = Holding("checkpoint", "other", str(own), checkpoint_bytes(source), 0)
@@ -149,7 +189,7 @@ def load(
         options["quantization_config"] = Mxfp4Config(dequantize=True)
     if experts_implementation is not None:
         options["experts_implementation"] = experts_implementation
-    loaded = _read_weights(source, placement, options)
+    loaded = _read_weights(source, placement, options, own)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     return LanguageModel(
         model=loaded,
@@ -160,6 +200,15 @@ def load(
         context=_context(loaded, source),
         parts=measure_precision(loaded),
         digest=digest_source(source),
+        origin=Origin(
+            source.name if source.revision or source.name == BUNDLED else str(source.folder.absolute()),
+            quantization,
+            dtype,
+            device_map,
+            source.revision,
+            trust_remote_code,
+            experts_implementation,
+        ),
     )
 
 
@@ -253,8 +302,11 @@ def _place(
     return place(source.name, need, device_map, alternatives)
 
 
-def _read_weights(source: Source, placement: Placement, options: dict[str, Any]) -> PreTrainedModel:
-    """Read the weights; a weight that is missing or of another shape would be random, so it is an error."""
+def _read_weights(source: Source, placement: Placement, options: dict[str, Any], own: str | None) -> PreTrainedModel:
+    """Read the weights; a weight that is missing or of another shape would be random, so it is an error.
+
+    `own` is how the checkpoint is quantised already.
+    """
     try:
         with _one_tensor_at_a_time(), _no_noise():
             read: Any = AutoModelForCausalLM.from_pretrained(
@@ -274,8 +326,22 @@ def _read_weights(source: Source, placement: Placement, options: dict[str, Any])
         ) from error
     except OSError as error:
         raise MoeProbeError(f"{source.name}: its weights cannot be read: {first_line(error)}") from error
+    except (ImportError, RuntimeError) as error:
+        if own is None:
+            raise
+        raise UnsupportedModelError(
+            f"{source.name} is quantised already ({own}), and transformers {transformers.__version__} cannot load it "
+            f"here: {first_line(error)}; give the original"
+        ) from error
     model: PreTrainedModel = read[0]
     report: dict[str, Any] = read[1]
+    unread = {name for name in report["missing_keys"] if ".experts." in name}
+    if own is not None and unread:
+        raise UnsupportedModelError(
+            f"{source.name}: its experts are not in the checkpoint in a form ({own}) that transformers "
+            f"{transformers.__version__} reads: {_some(unread)} missing, and would be random; give the original, an "
+            "FP8 or an MXFP4 checkpoint"
+        )
     if report["missing_keys"]:
         raise BadInputError(
             f"{source.name}: {_some(report['missing_keys'])} not in the checkpoint; is it a {type(model).__name__}?"

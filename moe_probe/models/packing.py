@@ -1,4 +1,4 @@
-"""Matrices held in 4 or 8 bits, and the two modules that multiply by them: a fused set of experts and a dense layer.
+"""Matrices held in 4 or 8 bits, and a dense layer that multiplies by one.
 
 4 bits: NormalFloat-4 in blocks of 64 with the absolute maxima themselves in 8 bits ("double quantisation", QLoRA,
 arXiv 2305.14314), in the very bits that bitsandbytes writes; 4.13 bits a parameter. 8 bits: one absolute maximum a row,
@@ -7,7 +7,8 @@ weights, in the precision of the input: inputs are never quantised and no outlie
 result does not hang on which other tokens share its batch.
 
 All experts of a layer share one tensor of codes and one of each statistic, instead of a module and five tensors an
-expert. This module does not know how a checkpoint is read, nor which tensors of a model are to be packed.
+expert. This module does not know how a checkpoint is read, which tensors of a model are to be packed, nor what an
+expert does with its matrices (`packed_forward`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_probe.errors import BadInputError
 
 QUANTIZATIONS = ("8bit", "4bit")
-EXPERTS_IMPLEMENTATION = "moe_probe_packed"
-"""The name under which transformers finds `packed_experts_forward`; no other model asks for it."""
 
 BLOCK = 64
 """Weights that share one absolute maximum in 4 bits."""
+_BATCHED_BYTES = 2**26
+"""Chosen matrices larger than this together are not dequantised on a GPU: its fused kernel reads their codes."""
 _ABSMAX_BLOCK = 256
 _INT8_MAX = 127.0
 
@@ -72,6 +72,11 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
     return f.get_4bit_type("nf4", device=device), f.create_dynamic_map().to(device)
 
 
+def scratch_bytes(device: torch.device) -> int:
+    """Return how many bytes of weights several experts may take in full precision together: on a CPU what it caches."""
+    return 2**22 if device.type == "cpu" else 2**29
+
+
 class Nf4Matrices(nn.Module):
     """Matrices of one shape in NormalFloat-4, filled one by one with `put`."""
 
@@ -105,7 +110,7 @@ class Nf4Matrices(nn.Module):
 
     def multiply(self, hidden: Tensor, matrix: int, bias: Tensor | None = None) -> Tensor:
         """Return `hidden` (..., columns) times the transpose of a matrix, plus `bias` (rows,): (..., rows)."""
-        if hidden.device.type != "cuda" or self.shape[1] % BLOCK:
+        if not self._has_fused_kernel(hidden):
             return functional.linear(hidden, self.dequantise(matrix, hidden.dtype), bias)
         state = self._state(matrix, self.shape, hidden.dtype)
         product: Tensor = _bitsandbytes().matmul_4bit(
@@ -122,6 +127,57 @@ class Nf4Matrices(nn.Module):
             self.codes[matrix].view(-1, 1), self._state(matrix, blocks, dtype)
         )
         return weight.view(self.shape)
+
+    def dequantise_many(self, matrices: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the matrices (n, rows, columns) of a slice or of indices (n,); the host does not wait for a GPU."""
+        codes, absmax = self.codes[matrices], self._absmaxima(matrices)
+        state = self._plain_state(absmax.view(-1), (absmax.numel(), BLOCK), dtype)
+        weight: Tensor = _bitsandbytes().functional.dequantize_4bit(codes.view(-1, 1), state)
+        return weight.view(-1, *self.shape)
+
+    def multiply_each(self, hidden: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return each row of `hidden` (n, columns) times the transpose of its own matrix: (n, rows).
+
+        The host does not wait for a GPU, and what is launched there follows from the shapes alone.
+
+        Args:
+            hidden: (n, columns).
+            matrices: (n,), the index of each row's matrix, on the same device.
+            bias: (n, rows), added to the products.
+        """
+        if not self._has_fused_kernel(hidden) or hidden.nbytes * self.shape[0] <= _BATCHED_BYTES:
+            return _multiply_each(self, hidden, matrices, bias)
+        codes, absmax = self.codes[matrices], self._absmaxima(matrices)
+        products = [
+            _bitsandbytes().matmul_4bit(
+                hidden[row : row + 1],
+                codes[row].view(-1, 1),
+                quant_state=self._plain_state(absmax[row], self.shape, hidden.dtype),
+                bias=None if bias is None else bias[row],
+            )
+            for row in range(len(hidden))
+        ]
+        return torch.cat(products)
+
+    def _has_fused_kernel(self, hidden: Tensor) -> bool:
+        return hidden.device.type == "cuda" and self.shape[1] % BLOCK == 0
+
+    def _absmaxima(self, matrices: Tensor | slice) -> Tensor:
+        """Return the absolute maxima (n, blocks), float32, out of their own 8 bits."""
+        absmax, scale = self.absmax[matrices], self.absmax_scale[matrices]
+        scales = scale.repeat_interleave(_ABSMAX_BLOCK, dim=1)[:, : absmax.shape[1]]
+        values = _tables(absmax.device)[1]
+        return values[absmax.int()] * scales + self.absmax_offset[matrices].unsqueeze(1)
+
+    def _plain_state(self, absmax: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Any:
+        return _bitsandbytes().functional.QuantState(
+            absmax=absmax,
+            shape=torch.Size(shape),
+            code=_tables(absmax.device)[0],
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=dtype,
+        )
 
     def _state(self, matrix: int, shape: tuple[int, int], dtype: torch.dtype) -> Any:
         f = _bitsandbytes().functional
@@ -180,12 +236,32 @@ class Int8Matrices(nn.Module):
         """Return the matrix (rows, columns) that `multiply` stands for."""
         return torch.mul(self.codes[matrix], (self.absmax[matrix] / _INT8_MAX).unsqueeze(1)).to(dtype)
 
+    def dequantise_many(self, matrices: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the matrices (n, rows, columns) of a slice or of indices (n,); the host does not wait for a GPU."""
+        return torch.mul(self.codes[matrices], (self.absmax[matrices] / _INT8_MAX).unsqueeze(2)).to(dtype)
+
+    def multiply_each(self, hidden: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return each row of `hidden` (n, columns) times the transpose of its own matrix; see `Nf4Matrices`."""
+        return _multiply_each(self, hidden, matrices, bias)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         moved: nn.Module = super()._apply(_moves_only(fn), recurse)  # type: ignore[no-untyped-call]
         return moved
 
 
 Packed = Nf4Matrices | Int8Matrices
+
+
+def _multiply_each(packed: Packed, hidden: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    """Dequantise the matrices of some rows at a time and multiply them in one batch."""
+    rows, columns = packed.shape
+    n_at_once = max(1, scratch_bytes(hidden.device) // (rows * columns * hidden.element_size()))
+    products = [
+        torch.bmm(packed.dequantise_many(matrices[some], hidden.dtype), hidden[some].unsqueeze(2)).squeeze(2)
+        for some in (slice(start, start + n_at_once) for start in range(0, len(hidden), n_at_once))
+    ]
+    product = products[0] if len(products) == 1 else torch.cat(products)
+    return product if bias is None else product + bias
 
 
 def _moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -240,45 +316,3 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-def packed_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Run a fused experts module of transformers whose projections are packed; one expert in full precision at a time.
-
-    Only experts that hold tokens are touched. On a GPU the host waits for the device once a layer, to learn how many
-    tokens each expert holds. Slots whose index is beyond the last expert add nothing.
-
-    Args:
-        experts: the module, with `gate_up_proj` or `up_proj` and `down_proj` packed.
-        hidden_states: (tokens, hidden).
-        top_k_index: (tokens, slots), the experts.
-        top_k_weights: (tokens, slots), the factors of their outputs.
-
-    Returns:
-        (tokens, hidden), in the type of `hidden_states`.
-    """
-    n_tokens, n_slots = top_k_index.shape
-    ids, order = torch.sort(top_k_index.reshape(-1), stable=True)  # (assignments,), by expert
-    counts = torch.bincount(ids, minlength=experts.num_experts)[: experts.num_experts].tolist()
-    outputs = hidden_states.new_zeros((n_tokens * n_slots, hidden_states.shape[-1]))
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            places = order[start : start + count]
-            outputs[places] = _one_expert(experts, expert, hidden_states[places // n_slots])
-            start += count
-    weighted = outputs * top_k_weights.reshape(-1, 1)
-    return weighted.view(n_tokens, n_slots, -1).sum(dim=1).to(hidden_states.dtype)
-
-
-def _one_expert(experts: Any, expert: int, hidden: Tensor) -> Tensor:
-    up = "gate_up_proj" if experts.has_gate else "up_proj"
-    bias = getattr(experts, f"{up}_bias")[expert] if experts.has_bias else None
-    inner = getattr(experts, up).multiply(hidden, expert, bias)
-    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
-    bias = experts.down_proj_bias[expert] if experts.has_bias else None
-    output: Tensor = experts.down_proj.multiply(inner.to(hidden.dtype), expert, bias)
-    return experts.post_expert_norm(output) if experts.has_post_expert_norm else output
-
-
-ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, packed_experts_forward)

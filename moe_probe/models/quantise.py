@@ -27,7 +27,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moe_probe.errors import BadInputError, UnsupportedModelError
-from moe_probe.models.packing import BLOCK, EXPERTS_IMPLEMENTATION, Packed, PackedLinear, pack
+from moe_probe.models.packed_forward import EXPERTS_IMPLEMENTATION
+from moe_probe.models.packing import BLOCK, Packed, PackedLinear, pack
 from moe_probe.models.parts import find_parts
 
 _FUSED_NAMES = ("gate_up_proj", "up_proj", "down_proj")
