@@ -1,46 +1,68 @@
 """How fast foreign traces become runs, against reading the file and parsing it alone, and how much memory it takes.
 
-A row is a token in a layer. The rival does nothing with what it reads: for JSON it is orjson if that is installed, else
-the standard library's parser (both make Python objects of every number), and base64 decoded where that is how the
-numbers are written; for ESFT's text it is pyarrow's CSV reader. Times are of the processor. Memory is the most that a
-process of its own holds beyond what it holds after its imports. Run: python benchmarks/imports.py [rows] [format ...]
+A row is one decision: the experts of a token in a layer, whatever the format calls it. The rival makes arrays of the
+experts (and weights) of a file and does nothing with them; JSON's token ids are parsed too. Of several libraries that
+can do so, the one that takes least time for a small file of the same form is the rival: pysimdjson, orjson, msgspec,
+DuckDB, pyarrow and Polars for text (objects made by orjson and msgspec become arrays by NumPy); orjson, msgspec and
+pysimdjson with the standard library's base64 or pybase64 for base64; pyarrow's CSV reader for ESFT; torch for `.pt`.
+
+Beside it stands what the run's Parquet files alone cost: the same tables, written again. Where that is more than three
+times the parsing, no import can have a third of its speed. Ratios are of processor time, rounds alternate, the best of
+each counts; wall time is said too. Memory is the most that a process of its own holds beyond what it held after a small
+import; the pages of a `.pt` file that is mapped count.
+
+Run: python benchmarks/imports.py [--rows N] [--rounds N] [name ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import msgspec
 import numpy as np
+import orjson
+import polars as pl
+import psutil
+import pyarrow as pa
 import pyarrow.csv as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+import pybase64
+import simdjson
 
 from moe_probe.importers import import_run
-
-try:
-    from orjson import loads
-except ModuleNotFoundError:
-    loads = json.loads
+from moe_probe.store.writer import ShardFacts, write_routing, write_tokens
 
 LAYERS, SLOTS, EXPERTS, TOKENS = 16, 8, 64, 2048
+DIFFERENT = 16
+"""So many documents differ; after them the same come again."""
 SIZES = {"n_experts": EXPERTS, "n_slots": SLOTS, "n_layers": LAYERS}
 
 
 def documents(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield experts and weights, (tokens, layers, slots), of as many documents as have that many rows."""
+    """Yield experts and weights, (tokens, layers, slots), of the documents that differ, or fewer."""
     draw = np.random.default_rng(0)
-    for _ in range(max(1, rows // (TOKENS * LAYERS))):
+    for _ in range(min(DIFFERENT, n_documents(rows))):
         scores = draw.random((TOKENS, LAYERS, EXPERTS), np.float32)
         experts = np.argpartition(scores, -SLOTS, axis=2)[:, :, -SLOTS:]
         yield experts, np.sort(draw.integers(1, 9999, experts.shape), axis=2)[:, :, ::-1] / 1e4
+
+
+def n_documents(rows: int) -> int:
+    """Return how many documents have that many rows."""
+    return max(1, rows // (TOKENS * LAYERS))
 
 
 def _json(value: Any) -> bytes:
@@ -103,65 +125,261 @@ LINES: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray, int], bytes]]] = {
 
 def write(name: str, rows: int, folder: Path) -> Path:
     """Write a trace of a format and return its path."""
+    folder.mkdir(parents=True)
+    different = list(documents(rows))
+    numbers = range(n_documents(rows))
     if name == "esft":
-        path = folder / "esft"
-        path.mkdir()
-        for experts, weights in documents(rows):
-            for layer in range(LAYERS):
-                numbers = ["\t".join(map(str, values[:, layer].ravel().tolist())) for values in (experts, weights)]
-                with (path / f"expert_weights_{layer}.txt").open("a") as file:
-                    file.write("\t\t".join(numbers) + "\n")
-        return path
-    path = folder / "trace.jsonl"
-    with path.open("wb") as file:
-        for number, (experts, weights) in enumerate(documents(rows)):
-            file.write(LINES[name][1](experts, weights, number))
-    return path
+        for layer in range(LAYERS):
+            lines = []
+            for pair in different:
+                parts = ["\t".join(map(str, values[:, layer].ravel().tolist())) for values in pair]
+                lines.append("\t\t".join(parts) + "\n")
+            with (folder / f"expert_weights_{layer}.txt").open("w") as file:
+                file.writelines(lines[number % DIFFERENT] for number in numbers)
+        return folder
+    if name == "sglang, recorder":
+        import torch
+
+        records = [_record(different[number % DIFFERENT][0]) for number in numbers]
+        torch.save({"records": records}, folder / "trace.pt")
+        return folder / "trace.pt"
+    made = [LINES[name][1](*pair, number) for number, pair in enumerate(different)]
+    with (folder / "trace.jsonl").open("wb") as file:
+        for number in numbers:
+            said = b'"document": %d,'
+            file.write(made[number % DIFFERENT].replace(said % (number % DIFFERENT), said % number))
+    return folder / "trace.jsonl"
 
 
-def parse(name: str, path: Path) -> None:
-    """Do what cannot be left out: read the file and make numbers of it."""
+def _record(experts: np.ndarray) -> dict[str, object]:
+    import torch
+
+    ids = list(range(TOKENS))
+    chosen = torch.from_numpy(np.ascontiguousarray(experts.transpose(1, 0, 2), np.int32))
+    return {"input_ids": ids, "positions": ids, "extend_seq_lens": [TOKENS], "topk_ids_of_layer": chosen}
+
+
+Rival = Callable[[Path], None]
+
+CUBES = {
+    "jsonl, a prompt a line": ("experts", "weights"),
+    "vllm, lists": ("prompt_routed_experts",),
+    "olmoe": ("exp_ids",),
+}
+
+
+def _with_lines(read: Callable[[bytes], object]) -> Rival:
+    def parse(path: Path) -> None:
+        with path.open("rb") as file:
+            for line in file:
+                read(line)
+
+    return parse
+
+
+def _cube(value: Any, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        np.array(value[key])
+    for choice in value.get("choices", ()):
+        np.array(choice["routed_experts"])
+
+
+def _simd_cube(parser: Any, line: bytes, keys: tuple[str, ...]) -> None:
+    value = parser.parse(line)
+    for key in keys:
+        np.frombuffer(value[key].as_buffer(of_type="d" if key == "weights" else "i"), np.int64)
+    if "choices" in value:
+        np.frombuffer(value.at_pointer("/choices/0/routed_experts").as_buffer(of_type="i"), np.int64)
+
+
+def _cubes(name: str) -> dict[str, Rival]:
+    keys, parser = CUBES[name], simdjson.Parser()
+    return {
+        "pysimdjson": _with_lines(lambda line: _simd_cube(parser, line, keys)),
+        "orjson": _with_lines(lambda line: _cube(orjson.loads(line), keys)),
+        "msgspec": _with_lines(lambda line: _cube(msgspec.json.decode(line), keys)),
+        **_of_files(),
+    }
+
+
+def _of_files() -> dict[str, Rival]:
+    return {
+        "pyarrow": lambda path: pj.read_json(path, pj.ReadOptions(block_size=16 << 20)),
+        "Polars": lambda path: pl.read_ndjson(path),
+        "DuckDB": lambda path: duckdb.sql(
+            f"from read_json('{path}', format='newline_delimited', maximum_object_size=100000000)"
+        ).to_arrow_table(),
+    }
+
+
+class _Row(msgspec.Struct):
+    document: int
+    layer: int
+    token_idx: int
+    experts: list[int]
+    gating_probs: list[float]
+
+
+def _row_arrays(rows: list[Any], get: Callable[[Any, str], Any]) -> None:
+    for key, kind in (("experts", np.int32), ("gating_probs", np.float32)):
+        np.fromiter(chain.from_iterable([get(row, key) for row in rows]), kind)
+    for key in ("document", "layer", "token_idx"):
+        np.fromiter([get(row, key) for row in rows], np.int32)
+
+
+def _with_blocks(parse: Callable[[list[bytes]], None]) -> Rival:
+    def read(path: Path) -> None:
+        with path.open("rb") as file:
+            while lines := file.readlines(8 << 20):
+                parse(lines)
+
+    return read
+
+
+def _rows() -> dict[str, Rival]:
+    decode = msgspec.json.Decoder(_Row).decode
+    return {
+        "orjson": _with_blocks(lambda lines: _row_arrays([orjson.loads(line) for line in lines], dict.__getitem__)),
+        "msgspec": _with_blocks(lambda lines: _row_arrays([decode(line) for line in lines], getattr)),
+        **_of_files(),
+    }
+
+
+def _routed(value: Any) -> str:
+    return value["choices"][0]["routed_experts"] if "choices" in value else value["meta_info"]["routed_experts"]
+
+
+def _simd_routed(parser: Any, line: bytes) -> str:
+    value = parser.parse(line)
+    if "prompt_token_ids" in value:
+        np.frombuffer(value["prompt_token_ids"].as_buffer(of_type="i"), np.int64)
+        np.frombuffer(value.at_pointer("/choices/0/token_ids").as_buffer(of_type="i"), np.int64)
+    return _routed(value)
+
+
+def _base64(name: str) -> dict[str, Rival]:
+    """Return ways to parse the envelope, and two to decode what is in it."""
+    parser = simdjson.Parser()
+    envelopes: dict[str, Callable[[bytes], str]] = {
+        "orjson": lambda line: _routed(orjson.loads(line)),
+        "msgspec": lambda line: _routed(msgspec.json.decode(line)),
+        "pysimdjson": lambda line: _simd_routed(parser, line),
+    }
+
+    def array(data: bytes) -> None:
+        np.load(io.BytesIO(data)) if name == "vllm, base64" else np.frombuffer(data, np.int32)
+
+    def way(envelope: Callable[[bytes], str], decode: Callable[[str], bytes]) -> Rival:
+        return _with_lines(lambda line: array(decode(envelope(line))))
+
+    return {
+        f"{one} + {other}": way(envelope, decode)
+        for one, envelope in envelopes.items()
+        for other, decode in (("base64", base64.b64decode), ("pybase64", pybase64.b64decode))
+    }
+
+
+def _read_esft(path: Path) -> None:
+    for file in path.iterdir():
+        for line in file.read_bytes().splitlines():
+            for part in line.split(b"\t\t"):
+                text = io.BytesIO(part.replace(b"\t", b"\n"))
+                pc.read_csv(text, pc.ReadOptions(use_threads=False, column_names=["x"], block_size=len(part) + 1))
+
+
+def _read_recording(path: Path) -> None:
+    import torch
+
+    for record in torch.load(path, weights_only=True)["records"]:
+        record["topk_ids_of_layer"].numpy()
+
+
+def rivals(name: str) -> dict[str, Rival]:
+    """Return the ways to parse a format that are tried."""
+    if name in CUBES:
+        return _cubes(name)
+    if name == "jsonl, a row a line":
+        return _rows()
     if name == "esft":
-        for file in path.iterdir():
-            for line in file.read_bytes().splitlines():
-                for part in line.split(b"\t\t"):
-                    text = io.BytesIO(part.replace(b"\t", b"\n"))
-                    pc.read_csv(text, pc.ReadOptions(use_threads=False, column_names=["x"], block_size=len(part) + 1))
-        return
-    with path.open("rb") as file:
-        for line in file:
-            value = loads(line)
-            routed = value["choices"][0] if "choices" in value else value.get("meta_info", {})
-            if isinstance(routed.get("routed_experts"), str):
-                np.frombuffer(base64.b64decode(routed["routed_experts"]), np.uint8)
+        return {"pyarrow's CSV": _read_esft}
+    return {"torch": _read_recording} if name == "sglang, recorder" else _base64(name)
 
 
-def measure(name: str, path: Path, out: Path) -> tuple[float, float, float]:
-    """Return the processor seconds of importing and of parsing alone, and the megabytes that importing took."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.process_time()
-    import_run("esft" if name == "esft" else LINES[name][0], path, out, **SIZES)
-    importing = time.process_time() - began
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of the processor and of the clock that something takes."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.process_time() - processor, time.perf_counter() - wall
+
+
+def rewrite(run: Path, folder: Path) -> tuple[float, float]:
+    """Return what it takes to write the Parquet files of a run again."""
+    total = np.zeros(2)
+    for routing in sorted((run / "routing").iterdir()):
+        tables = [pq.read_table(run / part / routing.name) for part in ("tokens", "routing")]
+
+        def again(tables: list[pa.Table] = tables) -> None:
+            write_tokens(folder / "tokens", tables[0])
+            write_routing(folder / "routing", tables[1], ShardFacts((False,) * LAYERS, "", ()))
+
+        total += timed(again)
+    return total[0], total[1]
+
+
+def measure(name: str, path: Path, small: Path, folder: Path) -> tuple[str, dict[str, tuple[float, float]], float]:
+    """Return the rival, the seconds of each kind of work, and the megabytes that importing took."""
+    kind = "esft" if name == "esft" else name.split(",")[0]
+    import_run(kind, small, folder / "small", **SIZES)
+    before = psutil.Process().memory_info().rss / 1024
+    importing = timed(lambda: import_run(kind, path, folder / "run", **SIZES))
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    began = time.process_time()
-    parse(name, path)
-    return importing, time.process_time() - began, held / 1024
+    parse = rivals(name)
+    for each in parse.values():  # what is made at the first call
+        each(small)
+    chosen = min(parse, key=lambda one: min(timed(lambda: parse[one](small))[0] for _ in range(3)))
+    parsing = timed(lambda: parse[chosen](path))
+    return chosen, {"importing": importing, "parsing": parsing, "writing": rewrite(folder / "run", folder)}, held / 1024
+
+
+def report(name: str, rows: int, rounds: int) -> None:
+    """Measure a format and print a line of it."""
+    rows = n_documents(rows) * TOKENS * LAYERS
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(name, rows, Path(folder) / "whole")
+        small = write(name, 4 * TOKENS * LAYERS, Path(folder) / "small")
+        size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+        found = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as out, multiprocessing.get_context("spawn").Pool(1) as pool:
+                found.append(pool.apply(measure, (name, path, small, Path(out))))
+    best = {what: [min(seconds[what][clock] for _, seconds, _ in found) for clock in range(2)] for what in found[0][1]}
+    (importing, importing_wall), (parsing, parsing_wall), (writing, _) = best.values()
+    print(
+        f"  {name:24} {rows / 1e6:5.1f} M rows, {size / 1e6:6,.0f} MB: {rows / importing / 1e6:6.2f} million rows a"
+        f" second, {found[0][0]} alone {rows / parsing / 1e6:6.2f}: ratio {parsing / importing:.2f}"
+        f" ({parsing_wall / importing_wall:.2f} by the clock); the Parquet files alone take {writing / parsing:.1f}"
+        f" of the parsing; {max(held for _, _, held in found):,.0f} MB held",
+        flush=True,
+    )
+
+
+NAMES = (*LINES, "sglang, recorder", "esft")
+SMALL_FILES = ("vllm, base64", "sglang", "sglang, recorder")
 
 
 def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    names = [name for name in (*LINES, "esft") if len(sys.argv) < 3 or name in sys.argv[2:]]
-    print(f"{rows:,} rows ({SLOTS} of {EXPERTS} experts, {LAYERS} layers); JSON parsed by {loads.__module__}")
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            path = write(name, rows, Path(folder))
-            size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                importing, parsing, held = pool.apply(measure, (name, path, Path(folder) / "run"))
-        print(
-            f"  {name:24} {size / 1e6:8,.0f} MB  {rows / importing / 1e6:6.2f} million rows a second,"
-            f" parsing alone {rows / parsing / 1e6:6.2f}: ratio {parsing / importing:.2f}; {held:,.0f} MB held"
-        )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--rows", type=int, help="of each format; 10 M where numbers are binary and 2 M in text if not said"
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("names", nargs="*", help=f"of {'; '.join(NAMES)}")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.names) - set(NAMES):
+        parser.error(f"no such format: {', '.join(sorted(unknown))}")
+    print(f"a row is a token in a layer: {SLOTS} of {EXPERTS} experts, {LAYERS} layers, documents of {TOKENS} tokens")
+    for name in chosen.names or NAMES:
+        report(name, chosen.rows or (10_000_000 if name in SMALL_FILES else 2_000_000), chosen.rounds)
 
 
 if __name__ == "__main__":

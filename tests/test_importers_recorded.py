@@ -58,6 +58,16 @@ def test_a_recording_of_many_shards_is_whole(tmp_path, monkeypatch):
     assert any("without the tokens' texts" in warning for warning in run.warnings)
 
 
+def test_tokens_of_one_text_are_one_type_and_those_without_none(tmp_path):
+    routing = recorded([0, 1, 0, 1], [0, 0, 1, 1])
+    run = write_run(routing, tmp_path / "run", tokens=[" a", " b", "", " a"])
+    first, none, second, again = run.tokens()["token_id"].to_list()
+    assert (none, again) == (-1, first)
+    assert len({first, second, -1}) == 3
+    assert any("numbered by their strings" in warning for warning in run.warnings)
+    assert run.manifest["self_check"] == "as recorded: see the recording"
+
+
 def test_what_does_not_fit_together_is_refused(tmp_path):
     routing = recorded([0, 0, 1], [0, 1, 0])
     for message, arguments in (

@@ -15,7 +15,7 @@ from moe_probe.errors import BadInputError
 from moe_probe.importers.findings import Findings
 from moe_probe.importers.spool import Kept
 from moe_probe.importers.trace import ABSENT, Floats, Integers, Trace
-from moe_probe.importers.words import Words
+from moe_probe.importers.words import UNKNOWN_ID, Words
 
 _CONSTANT_ROWS = 8
 _ZERO_ROWS = 16
@@ -268,7 +268,7 @@ class Checker:
         if trace.token_ids is not None:
             ids = trace.token_ids[:total][rows]
         else:
-            ids = self.words.numbers(said.pieces)
+            ids = self.words.numbers(said.pieces) if said.pieces else np.full(len(rows), UNKNOWN_ID)
             if any(said.pieces):
                 self.findings.say("there are no token ids: tokens are numbered by their strings, from -2 downwards")
         blank, zeros = empty

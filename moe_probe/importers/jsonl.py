@@ -19,8 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moe_probe.errors import BadInputError
+from moe_probe.importers.alike import read_alike, whole_numbers
 from moe_probe.importers.lines import Chunk, JsonLines
 from moe_probe.importers.nested import from_arrow
+from moe_probe.importers.regular import RegularReader, is_whole
 from moe_probe.importers.source import Source
 from moe_probe.importers.trace import ABSENT, Trace
 
@@ -46,6 +48,16 @@ _ROWS = {
     "token": pa.string(),
     "token_id": pa.int32(),
 }
+_FIELDS = {
+    "document": 2.0**53,
+    "layer": 2.0**31,
+    "token_idx": 2.0**31,
+    "experts": 2.0**31,
+    "token_id": 2.0**31,
+    "gating_probs": None,
+    "weights": None,
+}
+"""The numbers of a row, and below what the whole ones are."""
 
 
 def read(source: Source) -> Iterator[Trace]:
@@ -67,36 +79,50 @@ def read(source: Source) -> Iterator[Trace]:
 
 
 def _read_prompts(source: Source, lines: JsonLines) -> Iterator[Trace]:
-    number = 0
-    for chunk, table in lines.tables(pa.schema(_PROMPTS.items())):
-        for row, (line, _) in enumerate(chunk.lines()):
-            number += 1
-            yield _prompt(source, table, row, number, f"{source.path}, line {line}")
+    for number, (line, fields) in enumerate(lines.plain_objects(pa.schema(_PROMPTS.items()), _are_plain), 1):
+        yield _prompt(source, fields, number, f"{source.path}, line {line}")
 
 
-def _prompt(source: Source, table: pa.Table, row: int, number: int, where: str) -> Trace:
-    cell = {name: table.column(name)[row] for name in _PROMPTS}
-    if not cell["experts"].is_valid:
+def _are_plain(fields: dict[str, Any]) -> bool:
+    """Say whether the fields of a prompt are of the types of `_PROMPTS`, its lists of numbers arrays."""
+    weights, tokens = fields["weights"], fields["tokens"]
+    return (
+        is_whole(fields["experts"], 3)
+        and all(fields[name] is None or is_whole(fields[name], 1) for name in ("layers", "token_ids"))
+        and all(isinstance(fields[name], str | None) for name in ("name", "prompt", "text", "domain", "model"))
+        and (weights is None or (isinstance(weights, np.ndarray) and weights.ndim == 3))
+        and (tokens is None or (isinstance(tokens, list) and all(isinstance(each, str | None) for each in tokens)))
+    )
+
+
+def _prompt(source: Source, fields: dict[str, Any], number: int, where: str) -> Trace:
+    if fields["experts"] is None:
         raise BadInputError(f"{where}: no 'experts'")
-    experts = from_arrow(cell["experts"].values, 3, where)  # (layers, tokens, slots)
-    weights = from_arrow(cell["weights"].values, 3, where, 0.0) if cell["weights"].is_valid else None
-    layers = cell["layers"].as_py() if cell["layers"].is_valid else list(range(len(experts)))
+    experts = from_arrow(fields["experts"], 3, where)  # (layers, tokens, slots)
+    weights = fields["weights"]
+    if weights is not None:
+        weights = from_arrow(weights, 3, where, 0.0).astype(np.float32, copy=False)
+    layers = list(range(len(experts))) if fields["layers"] is None else fields["layers"].tolist()
     if None in layers:
         raise BadInputError(f"{where}: a layer is null")
-    ids = from_arrow(cell["token_ids"].values, 1, where) if cell["token_ids"].is_valid else None
-    pieces = cell["tokens"].as_py()
+    ids = None if fields["token_ids"] is None else from_arrow(fields["token_ids"], 1, where)
+    pieces = fields["tokens"]
     return Trace(
-        name=cell["name"].as_py() or source.name(number),
+        name=fields["name"] or source.name(number),
         where=where,
         layers=tuple(layers),
         experts=experts.transpose(0, 2, 1),
         weights=None if weights is None else weights.transpose(0, 2, 1),
         token_ids=ids,
-        pieces=None if pieces is None else [piece or "" for piece in pieces],
-        text=cell["text"].as_py() or cell["prompt"].as_py(),
-        domain=cell["domain"].as_py() or None,
-        model=cell["model"].as_py() or None,
+        pieces=None if pieces is None else [piece or "" for piece in _listed(pieces)],
+        text=fields["text"] or fields["prompt"],
+        domain=fields["domain"] or None,
+        model=fields["model"] or None,
     )
+
+
+def _listed(values: list[str | None] | pa.Array) -> list[str | None]:
+    return values if isinstance(values, list) else values.to_pylist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +159,10 @@ def _read_rows(source: Source, lines: JsonLines, first: dict[str, Any]) -> Itera
     begin: tuple[int, int] | None = None
     number = 0
     held: list[_Rows] = []
-    for chunk, table in lines.tables(pa.schema(kinds.items())):
-        rows = _rows(source, chunk, table, first)
+    for chunk in lines.chunks():
+        rows = _alike_rows(chunk, lines.reader, first)
+        if rows is None:
+            rows = _rows(source, chunk, lines.table(chunk, pa.schema(kinds.items())), first)
         if begin is None:
             begin = (int(rows.layer[0]), int(rows.token[0]))
         edges = _edges(rows, begin, held[-1] if held else None)
@@ -147,6 +175,38 @@ def _read_rows(source: Source, lines: JsonLines, first: dict[str, Any]) -> Itera
                 held.append(rows.part(slice(start, end)))
     if held:
         yield _joined(source, held, number + 1)
+
+
+def _alike_rows(chunk: Chunk, reader: RegularReader, first: dict[str, Any]) -> _Rows | None:
+    """Return the rows of a chunk, or None where its lines are not alike or have not what the first of the file has."""
+    found = read_alike(chunk.data, reader)
+    wanted = [name for name in _FIELDS if name in first]
+    if found is None or any(name not in found for name in wanted) or "token" in first:
+        return None
+    whole: dict[str, npt.NDArray[np.int64]] = {}
+    for name in wanted:
+        bound = _FIELDS[name]
+        column = None if bound is None else whole_numbers(found[name], bound)
+        if column is not None:
+            whole[name] = column
+        elif bound is not None:
+            return None
+    weights = next((found[name] for name in ("gating_probs", "weights") if name in first), None)
+    experts = whole["experts"]
+    if experts.ndim != 2 or any(column.ndim != 1 for name, column in whole.items() if name != "experts"):
+        return None
+    if weights is not None and weights.shape != experts.shape:
+        return None
+    return _Rows(
+        chunk.first,
+        whole.get("document"),
+        whole["layer"].astype(np.int32),
+        whole["token_idx"].astype(np.int32),
+        experts.astype(np.int32),
+        None if weights is None else weights.astype(np.float32),
+        whole["token_id"].astype(np.int32) if "token_id" in first else None,
+        None,
+    )
 
 
 def _rows(source: Source, chunk: Chunk, table: pa.Table, first: dict[str, Any]) -> _Rows:
@@ -202,14 +262,9 @@ def _joined(source: Source, parts: list[_Rows], number: int) -> Trace:
         raise BadInputError(f"{where}: a layer and a token are said twice; do rows of two documents stand mixed?")
     if tokens[0] < 0:
         raise BadInputError(f"{where}: token_idx {tokens[0]}; tokens are counted from 0")
-    cube = np.full((len(layers), slots, len(tokens)), ABSENT, np.int32)
-    cube[places[0], :, places[1]] = experts
-    weights = None
-    if parts[0].weights is not None:
-        weights = np.zeros(cube.shape, np.float32)
-        weights[places[0], :, places[1]] = np.concatenate(
-            [_wide(part.weights, slots, 0) for part in parts if part.weights is not None]
-        )
+    shape = (len(tokens), len(layers), slots)
+    row = places[1] * len(layers) + places[0]
+    given = [_wide(part.weights, slots, 0) for part in parts if part.weights is not None]
     ids = _of_tokens(parts, "token_id", places[1], len(tokens))
     pieces = _of_tokens(parts, "piece", places[1], len(tokens))
     name = None if parts[0].document is None else str(parts[0].document[0])
@@ -217,15 +272,32 @@ def _joined(source: Source, parts: list[_Rows], number: int) -> Trace:
         name=name or source.name(number),
         where=where,
         layers=tuple(layers.tolist()),
-        experts=cube,
-        weights=weights,
+        experts=_placed(row, experts, shape, ABSENT),
+        weights=_placed(row, np.concatenate(given), shape, 0) if given else None,
         token_ids=ids,
         pieces=None if pieces is None else pieces.tolist(),
         positions=tokens,
     )
 
 
+def _placed(
+    row: npt.NDArray[np.int64], values: npt.NDArray[Any], shape: tuple[int, int, int], missing: int
+) -> npt.NDArray[Any]:
+    """Bring rows (rows, slots) to their places in (tokens, layers), and return (layers, slots, tokens)."""
+    if len(row) != shape[0] * shape[1]:
+        full = np.full((shape[0] * shape[1], shape[2]), missing, values.dtype)
+        full[row] = values
+    elif (row[1:] > row[:-1]).all():
+        full = values
+    else:
+        full = np.empty_like(values)
+        full[row] = values
+    return full.reshape(shape).transpose(1, 2, 0)
+
+
 def _wide(array: npt.NDArray[Any], slots: int, missing: int) -> npt.NDArray[Any]:
+    if array.shape[1] == slots:
+        return array
     return np.pad(array, ((0, 0), (0, slots - array.shape[1])), constant_values=missing)
 
 

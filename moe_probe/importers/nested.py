@@ -15,11 +15,13 @@ from moe_probe.errors import BadInputError
 from moe_probe.importers.trace import ABSENT, Integers
 
 
-def from_arrow(values: pa.Array, depth: int, where: str, missing: float = ABSENT) -> npt.NDArray[Any]:
+def from_arrow(
+    values: pa.Array | npt.NDArray[Any], depth: int, where: str, missing: float = ABSENT
+) -> npt.NDArray[Any]:
     """Return nested lists of `depth` levels, the outermost stripped off already, as an array of `depth` dimensions.
 
     Args:
-        values: the elements of the outermost list.
+        values: the elements of the outermost list; an array of `depth` dimensions is returned as it is.
         depth: how many dimensions there are, that of `values` included.
         where: what messages say.
         missing: what stands where a list is shorter than the longest of its level.
@@ -31,6 +33,8 @@ def from_arrow(values: pa.Array, depth: int, where: str, missing: float = ABSENT
         >>> from_arrow(pa.array([[1, 2], [3]]), 2, "here").tolist()
         [[1, 2], [3, -1]]
     """
+    if isinstance(values, np.ndarray):
+        return values
     lengths: list[npt.NDArray[np.int64]] = []
     outermost = len(values)
     for _ in range(depth - 1):

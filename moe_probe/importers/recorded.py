@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from moe_probe.errors import BadInputError
 from moe_probe.importers.spool import Kept
+from moe_probe.importers.words import Words
 from moe_probe.importers.writing import Imported, about_import, document_table, token_table
+from moe_probe.schema import HAND_WRITTEN, Router
 from moe_probe.store import Run, open_run
 from moe_probe.store.plan import Windowing, fingerprint, lay_out, plan_json, shard_rows_for, shard_windows
 from moe_probe.store.shards import RoutingBlock
@@ -42,7 +44,8 @@ def write_run(
     Args:
         routing: `recording.routing()`.
         out: the run's folder: new or empty.
-        tokens: the text of each recorded token, in the order of the rows; '' for a special one. None: unknown.
+        tokens: the text of each recorded token, in the order of the rows; '' for a special one. None: unknown. Tokens
+            of the same text are one type.
         documents: the name of each sequence.
         model: what to call the model.
 
@@ -69,27 +72,32 @@ def write_run(
     if len(set(names)) < len(names):
         raise BadInputError("documents: a name is given twice; each sequence needs its own")
     imported = Imported(RECORDING, Path(out), model, None, {}, started)
+    ids = Words().numbers(texts)
     for name, rows in zip(names, np.split(np.arange(n_tokens), np.cumsum(counts)[:-1]), strict=True):
-        imported.note(_kept(name, routing.position(0)[order[rows]], [texts[row] for row in rows.tolist()]))
-    _write(routing, Path(out), order, texts, imported)
+        imported.note(_kept(name, routing.position(0)[order[rows]], [texts[row] for row in rows.tolist()], ids[rows]))
+    _write(routing, Path(out), order, (texts, ids), imported)
     return open_run(out)
 
 
-def _kept(name: str, positions: npt.NDArray[np.int32], texts: list[str]) -> Kept:
+def _kept(name: str, positions: npt.NDArray[np.int32], texts: list[str], ids: npt.NDArray[np.int32]) -> Kept:
     flags = np.zeros(len(texts), np.bool_)
-    ids = np.full(len(texts), -1, np.int32)
     return Kept(name, None, (), (), _NO_EXPERTS, None, positions, positions, ids, flags, flags, texts, texts)
 
 
-def _write(routing: Routing, out: Path, order: npt.NDArray[np.int64], texts: list[str], imported: Imported) -> None:
-    routers = routing.routers
+def _write(
+    routing: Routing,
+    out: Path,
+    order: npt.NDArray[np.int64],
+    words: tuple[list[str], npt.NDArray[np.int32]],
+    imported: Imported,
+) -> None:
+    routers, (texts, ids) = routing.routers, words
     scores = tuple(routing.entropy(router.index) is not None for router in routers)
     width = sum(6 * router.n_slots + 4 for router in routers)
     layout = lay_out(imported.rows, Windowing(max(imported.rows)), shard_rows_for(routing.n_tokens, width))
     positions = routing.position(0)[order]
     digest = fingerprint({"routers": [router.as_dict() for router in routers], "texts": texts})
-    warnings = () if any(texts) else ("the recording was written without the tokens' texts",)
-    facts = ShardFacts(scores, "as recorded: see the recording", (*warnings, "token ids are not known (-1)"))
+    facts = ShardFacts(scores, _checked(routers), _warnings(any(texts)))
     with RunWriter(out) as writer:
         writer.publish_plan(plan_json({"recording": digest}, layout))
         writer.write_documents([document_table(imported, layout)])
@@ -100,12 +108,24 @@ def _write(routing: Routing, out: Path, order: npt.NDArray[np.int64], texts: lis
             for window in shard_windows(layout, shard.number):
                 part = slice(begin, begin + window.end - window.first)
                 documents.append(
-                    (window.document, _kept(imported.names[window.document], positions[part], texts[part]))
+                    (window.document, _kept(imported.names[window.document], positions[part], texts[part], ids[part]))
                 )
                 begin = part.stop
             writer.write_shard(shard.number, token_table(documents, imported), _routing(routing, rows, scores), facts)
         about = about_import(imported, layout, digest, None, None)
         writer.publish(about, routers, [], complete=True)
+
+
+def _checked(routers: Sequence[Router]) -> str:
+    """Return what the manifest says of a self-check."""
+    by_hand = all(router.kind == HAND_WRITTEN for router in routers)
+    return f"not run: {HAND_WRITTEN} router" if by_hand else "as recorded: see the recording"
+
+
+def _warnings(with_texts: bool) -> tuple[str, ...]:
+    if with_texts:
+        return ("there are no token ids: tokens are numbered by their strings, from -2 downwards",)
+    return ("the recording was written without the tokens' texts", "token ids are not known (-1)")
 
 
 def _routing(routing: Routing, rows: npt.NDArray[np.int64], scores: Sequence[bool]) -> pa.Table:

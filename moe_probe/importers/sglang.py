@@ -10,7 +10,6 @@ physical places, which `last_physical_to_logical_map` maps back. Slots are padde
 
 from __future__ import annotations
 
-import base64
 import binascii
 import pickle
 import zipfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pybase64
 
 from moe_probe.errors import BadInputError
 from moe_probe.importers.guessing import guess_slots
@@ -96,7 +96,7 @@ def _decode(meta: dict[str, Any], where: str) -> Integers:
     if kind not in _TYPES:
         raise BadInputError(f"{where}: routed_experts of type {kind!r}; known are {', '.join(_TYPES)}")
     try:
-        data = base64.b64decode(value, validate=True)
+        data = pybase64.b64decode(value, validate=True)
         return np.frombuffer(data, np.dtype(kind).newbyteorder("<"))
     except (binascii.Error, ValueError) as error:
         raise BadInputError(f"{where}: routed_experts is no base64 of whole {kind} numbers ({error})") from error
@@ -121,9 +121,10 @@ def _sizes(source: Source, flat: Integers, meta: dict[str, Any], known: int | No
     """Return layers and slots: given, said by the file, or guessed."""
     n_layers, n_slots = source.sizes.n_layers, source.sizes.n_slots
     shape = meta.get("routed_experts_shape")
+    shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if isinstance(shape, list) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape):
         return shape[1], shape[2]
-    if isinstance(meta.get("routed_experts"), list):
+    if not isinstance(meta["routed_experts"], str):
         array = from_lists(meta["routed_experts"], 3, where)
         return array.shape[1], array.shape[2]
     if n_layers and n_slots:
@@ -158,19 +159,24 @@ def _token_ids(
     response: dict[str, Any], meta: dict[str, Any], answer: dict[str, Any], start: int, known: int | None
 ) -> npt.NDArray[np.int64] | None:
     """Return the ids of all tokens, from wherever the response has them, or None."""
-    parts: list[list[object]] = []
+    parts: list[Integers] = []
     for ids, logprobs in (
         (response.get("input_ids", response.get("prompt_token_ids")), meta.get("input_token_logprobs")),
         (answer.get("output_ids"), meta.get("output_token_logprobs")),
     ):
-        if isinstance(ids, list):
-            parts.append(ids)
-        elif isinstance(logprobs, list) and all(isinstance(one, list) and len(one) > 1 for one in logprobs):
-            parts.append([one[1] for one in logprobs])
-    joined = [token for part in parts for token in part]
-    if len(parts) < 2 or len(joined) != known or not all(isinstance(token, int) for token in joined):
-        return None
-    return np.array(joined, np.int64)[start:]
+        if isinstance(logprobs, list) and all(isinstance(one, list) and len(one) > 1 for one in logprobs):
+            logprobs = [one[1] for one in logprobs]
+        for tokens in (ids, logprobs):
+            if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype.kind == "i":
+                parts.append(tokens)
+                break
+            if isinstance(tokens, list):
+                if not all(isinstance(token, int) for token in tokens):
+                    return None
+                parts.append(np.array(tokens, np.int64))
+                break
+    joined = np.concatenate(parts).astype(np.int64) if len(parts) == 2 else None
+    return joined[start:] if joined is not None and len(joined) == known else None
 
 
 def _read_recorder(source: Source) -> Iterator[Trace]:

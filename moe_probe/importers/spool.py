@@ -6,6 +6,7 @@ One record a document: a JSON line, then its arrays as they are. It does not kno
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Kept:
     """The rows of one document that go into the run.
 
     `experts` is (layers, slots, tokens), `weights` the same shape as float16, or None. `blank` are the places in
-    `layers` that hold nothing in this document. `pieces` and `texts` are '' where nothing is known.
+    `layers` that hold nothing in this document. `pieces` and `texts` are a string a token, or empty where unknown.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Kept:
     @property
     def n_tokens(self) -> int:
         """Rows of the document."""
-        return len(self.texts)
+        return len(self.positions)
 
 
 _ARRAYS = ("experts", "weights", "positions", "places", "token_ids", "generated", "special")
@@ -74,11 +75,12 @@ class Spool:
         head: dict[str, Any] = {name: getattr(kept, name) for name in ("name", "domain", "layers", "blank")}
         if any(kept.pieces):
             head |= {"pieces": kept.pieces, "texts": kept.texts}
+        arrays = {name: np.ascontiguousarray(array) for name in _ARRAYS if (array := getattr(kept, name)) is not None}
+        head["arrays"] = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
         with writing(self._path):
             self._file.write(json.dumps(head).encode() + b"\n")
-            for name in _ARRAYS:
-                array = getattr(kept, name)
-                np.save(self._file, np.zeros(0, np.float16) if array is None else array, allow_pickle=False)
+            for array in arrays.values():
+                self._file.write(array.data)
 
     def read(self) -> Iterator[Kept]:
         """Yield the documents from the first on."""
@@ -86,16 +88,16 @@ class Spool:
             self._file.seek(0)
         while line := self._file.readline():
             head = json.loads(line)
-            arrays = {name: np.load(self._file, allow_pickle=False) for name in _ARRAYS}
-            if arrays["weights"].ndim == 1:
-                arrays["weights"] = None
-            empty = [""] * arrays["experts"].shape[2]
+            arrays: dict[str, Any] = {"weights": None}
+            for name, (kind, shape) in head["arrays"].items():
+                flat = np.fromfile(self._file, kind, math.prod(shape))
+                arrays[name] = flat.reshape(shape)
             yield Kept(
                 name=head["name"],
                 domain=head["domain"],
                 layers=tuple(head["layers"]),
                 blank=tuple(head["blank"]),
-                pieces=head.get("pieces", empty),
-                texts=head.get("texts", empty),
+                pieces=head.get("pieces", []),
+                texts=head.get("texts", []),
                 **arrays,
             )

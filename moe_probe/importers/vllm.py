@@ -8,7 +8,6 @@ was generated never ran. Dense layers are zeros; tokens that came out of the pre
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import math
@@ -17,6 +16,7 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import pybase64
 from numpy.lib import format as _format
 
 from moe_probe.errors import BadInputError
@@ -62,7 +62,7 @@ def _trace(response: dict[str, Any], choice: dict[str, Any], place: tuple[int, i
         if n_prompt is not None and before != n_prompt:
             raise BadInputError(f"{where}: {before} rows of prompt_routed_experts for a prompt of {n_prompt} tokens")
         n_prompt = before
-    elif isinstance(routed, list):  # the generated tokens alone
+    elif not isinstance(routed, str):  # the generated tokens alone
         if n_prompt is None:
             raise BadInputError(f"{where}: the prompt's experts are missing, and so is how long it was")
         first = n_prompt
@@ -117,7 +117,7 @@ def decode_npy(text: str, where: str) -> Integers:
         BadInputError: if it is something else.
     """
     try:
-        data = base64.b64decode(text, validate=True)
+        data = pybase64.b64decode(text, validate=True)
         file = io.BytesIO(data)
         read_header = _npy.read_array_header_1_0 if _npy.read_magic(file) == (1, 0) else _npy.read_array_header_2_0
         shape, by_column, kind = read_header(file)

@@ -26,7 +26,7 @@ _SPACES = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n", "ĉ": "\t"})
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What the rows of a document say: a value a row; '' where nothing is known, and the text of a special token."""
+    """What the rows of a document say: a value a row, no pieces and texts where unknown; a special one's text is ''."""
 
     pieces: list[str]
     texts: list[str]
@@ -56,7 +56,7 @@ class Words:
         else:
             missing = "token ids" if self.tokenizer is not None or trace.token_ids is None else "token strings"
             findings.say(f"some documents have no {missing}: their tokens have no text{_LACKING[missing]}")
-            return Said([""] * len(rows), [""] * len(rows), np.zeros(len(rows), np.bool_))
+            return Said([], [], np.zeros(len(rows), np.bool_))
         if len(rows) == total:
             return said
         some = rows.tolist()

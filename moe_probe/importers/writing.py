@@ -139,15 +139,14 @@ def _routing(
 def token_table(documents: Sequence[tuple[int, Kept]], imported: Imported) -> pa.Table:
     """Return the token rows of some documents, each with its number."""
     columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in _NUMBERS}
-    pieces: list[str] = []
-    texts: list[str] = []
-    phases: list[str] = []
+    pieces: list[pa.Array] = []
+    texts: list[pa.Array] = []
+    phases: list[npt.NDArray[np.int8]] = []
     labels: dict[str, list[str]] = {name: [] for name in imported.labellers}
     for number, kept in documents:
-        ends = np.cumsum([len(text) for text in kept.texts])
-        owned = Pieces(
-            (ends - [len(text) for text in kept.texts]).astype(np.int32), ends.astype(np.int32), kept.special
-        )
+        lengths = np.fromiter(map(len, kept.texts), np.int32) if kept.texts else np.zeros(kept.n_tokens, np.int32)
+        ends = np.cumsum(lengths, dtype=np.int32)
+        owned = Pieces(ends - lengths, ends, kept.special)
         text = "".join(kept.texts)
         values = {
             "document": np.full(kept.n_tokens, number, np.int32),
@@ -160,20 +159,29 @@ def token_table(documents: Sequence[tuple[int, Kept]], imported: Imported) -> pa
         }
         for name, value in values.items():
             columns[name].append(value)
-        pieces += kept.pieces
-        texts += kept.texts
-        phases += np.where(kept.special, SPECIAL, np.where(kept.generated, GENERATED, PROMPT)).tolist()
+        pieces.append(_strings(kept.pieces, kept.n_tokens))
+        texts.append(_strings(kept.texts, kept.n_tokens))
+        phases.append(np.where(kept.special, 2, kept.generated).astype(np.int8))
         for name, labeller in imported.labellers.items():
             labels[name] += _label(labeller, kept, text, owned, imported.language)
     joined: dict[str, object] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    ordered = {name: joined[name] for name in _NUMBERS[:4]} | {"token": pieces, "text": texts}
+    ordered = {name: joined[name] for name in _NUMBERS[:4]}
+    ordered |= {"token": pa.concat_arrays(pieces), "text": pa.concat_arrays(texts)}
     ordered |= {name: joined[name] for name in ("char_start", "char_end")}
-    ordered |= {"phase": phases, "word_initial": joined["word_initial"]}
+    ordered |= {
+        "phase": pa.array(_PHASES).take(pa.array(np.concatenate(phases))),
+        "word_initial": joined["word_initial"],
+    }
     sources = {name: labeller.label_set.source for name, labeller in imported.labellers.items()}
     return tokens_table(ordered, labels, sources)
 
 
 _NUMBERS = ("document", "position", "window_position", "token_id", "char_start", "char_end", "word_initial")
+_PHASES = (PROMPT, GENERATED, SPECIAL)
+
+
+def _strings(values: list[str], n_tokens: int) -> pa.Array:
+    return pa.array(values, pa.string()) if values else pa.repeat(pa.scalar("", pa.string()), n_tokens)
 
 
 def _label(labeller: Labeller, kept: Kept, text: str, owned: Pieces, language: str | None) -> list[str]:
