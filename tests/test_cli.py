@@ -271,6 +271,8 @@ def test_prompts_are_gone_on_with_and_told_apart(tmp_path: Path, capsys: pytest.
         (["--chat"], "give --generate N too"),
         (["--beams", 2], "give --generate N too"),
         (["--generate", 3, "--max-tokens", 5], "leave out --max-tokens and --stride"),
+        (["--generate", 3, "--engine", "ray"], "leave out --engine, --ray-address and --workers"),
+        (["--generate", 3, "--workers", 2], "leave out --engine, --ray-address and --workers"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_a_model_is_loaded(
@@ -278,3 +280,44 @@ def test_options_that_do_not_go_together_are_refused_before_a_model_is_loaded(
 ) -> None:
     assert run_main("trace", "no-such-model", "no-such-file", "--out", tmp_path / "run", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_probabilities_tell_their_size_first_and_the_profile_comes_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    command = ("trace", "tiny-mixtral", tmp_path / "fox.txt", "--out", tmp_path / "run", "--labels", "domain")
+    assert run_main(*command, "--probabilities", "--profile") == 0
+    run = mp.open_run(tmp_path / "run")
+    said = capsys.readouterr().err
+    assert f"probabilities will take up to 0.1 MB: {run.n_tokens} tokens × 6 routers × 8 experts × 2 bytes" in said
+    assert said.index("probabilities will take") < said.index("Where the time went")
+    probabilities = run.probabilities(layer=2)
+    assert probabilities.shape == (run.n_tokens, 8)
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=0.01)
+    assert (probabilities.argmax(axis=1) == run.experts(layer=2)[:, 0]).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "a token is needed; set MOE_PROBE_TOKEN, or give --token"),
+        (["--host", "0.0.0.0", "--token", "short"], "too easily guessed"),
+    ],
+)
+def test_the_explorer_lets_nobody_in_without_a_token(
+    arguments: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("explore", tmp_path, "--no-browser", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_trace_on_ray_without_ray_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fox.txt").write_text(TEXT)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    status = run_main("trace", "tiny-mixtral", tmp_path / "fox.txt", "--out", tmp_path / "run", "--engine", "ray")
+    assert status in (1, 2)
+    assert "pip install 'moe-probe[cluster]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
