@@ -17,11 +17,14 @@ _HOMES = {
     "LanguageModel": "models",
     "ModelTooLargeError": "errors",
     "MoeProbeError": "errors",
+    "Profile": "tracing",
     "Router": "schema",
+    "RouterSite": "recording",
     "Routing": "recording",
     "RoutingError": "errors",
     "Run": "store",
     "RunError": "errors",
+    "SiteRecording": "recording",
     "UnsupportedModelError": "errors",
     "ablate": "intervening",
     "affinity": "tables",
@@ -53,6 +56,7 @@ _HOMES = {
     "repetition": "tables",
     "reroute": "intervening",
     "saturation": "tables",
+    "show": "notebook",
     "specialisation": "tables",
     "surprisal_difference": "tables",
     "trace": "tracing",
@@ -62,6 +66,7 @@ _HOMES = {
     "write_report": "report",
     "write_run": "importers",
     "write_saturation": "comparing",
+    "write_text_page": "tokenview.page",
 }
 
 __all__ = [*_HOMES, "__version__"]
@@ -90,7 +95,10 @@ if TYPE_CHECKING:
     from moe_probe.intervening import reroute as reroute
     from moe_probe.models import LanguageModel as LanguageModel
     from moe_probe.models import load as load
+    from moe_probe.notebook import show as show
+    from moe_probe.recording import RouterSite as RouterSite
     from moe_probe.recording import Routing as Routing
+    from moe_probe.recording import SiteRecording as SiteRecording
     from moe_probe.recording import find_routers as find_routers
     from moe_probe.recording import record as record
     from moe_probe.report import write_report as write_report
@@ -116,6 +124,8 @@ if TYPE_CHECKING:
     from moe_probe.tables import transitions as transitions
     from moe_probe.tables import vocabulary as vocabulary
     from moe_probe.tables import vocabulary_summary as vocabulary_summary
+    from moe_probe.tokenview.page import write_text_page as write_text_page
+    from moe_probe.tracing import Profile as Profile
     from moe_probe.tracing import generate_and_trace as generate_and_trace
     from moe_probe.tracing import trace as trace
 

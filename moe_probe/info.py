@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moe_probe.counts import wide_routers
 from moe_probe.measures.verdicts import DEAD
 from moe_probe.store import Run
 from moe_probe.tables import balance, load_table
@@ -30,14 +31,19 @@ def describe(run: Run, console: Console | None = None) -> None:
     console.print(_load(run))
     for warning in run.warnings:
         console.print(f"[bold]warning[/bold] {escape(warning)}")
+    for router in wide_routers(run):
+        console.print(
+            f"[bold]warning[/bold] router {router.index} has {router.n_experts:,} experts: tables with a number for "
+            "each expert and label, token or domain cannot be made of this run; load tells of 1,024 experts a router"
+        )
 
 
-def _provenance(run: Run) -> Table:
+def run_facts(run: Run) -> dict[str, str]:
+    """Return what was traced, in words: model, corpus, routers, labels, self-check, and whether it is complete."""
     manifest = run.manifest
     model = manifest["model"]
-    table = Table(title=escape(str(run.path)), title_justify="left", show_header=False, box=None)
     kinds = sorted({(router.n_experts, router.n_slots, router.kind) for router in run.routers})
-    rows = {
+    return {
         "model": f"{model['name']} ({model['quantization'] or '16 bits or more'})",
         "corpus": f"{run.n_tokens:,} tokens of {run.n_documents:,} documents",
         "routers": f"{len(run.routers)}: " + "; ".join(f"{k} of {e} experts, {kind}" for e, k, kind in kinds),
@@ -45,7 +51,11 @@ def _provenance(run: Run) -> Table:
         "self-check": str(manifest["self_check"]),
         "complete": "yes" if run.complete else "no: go on with moe-probe trace … --resume",
     }
-    for name, value in rows.items():
+
+
+def _provenance(run: Run) -> Table:
+    table = Table(title=escape(str(run.path)), title_justify="left", show_header=False, box=None)
+    for name, value in run_facts(run).items():
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     return table
 
@@ -90,7 +100,7 @@ def _load(run: Run) -> Table:
             str(row["router"]),
             _number(row["effective_experts"], "{:.2f}"),
             _number(row["max_violation"], "{:+.0%}"),
-            dead.get(row["router"], "0"),
+            "—" if row["dead"] is None else dead.get(row["router"], "0"),
             _number(row["unseen"], "{:,}"),
             _number(row["dropped"], "{:,}"),
         )

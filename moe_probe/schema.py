@@ -18,10 +18,14 @@ PLAN_FILE = "plan.json"
 DOCUMENTS_FILE = "documents.parquet"
 TOKENS_FOLDER = "tokens"
 ROUTING_FOLDER = "routing"
+PROBABILITIES_FOLDER = "probabilities"
 COUNTS_FOLDER = "counts"
 
 DROPPED = -1
 """In Python, the expert of a slot that held none. On disk it is null."""
+
+HAND_WRITTEN = "hand-written"
+"""The kind of a router that the caller's own function reads."""
 
 SINK_POSITIONS = 4
 """Measures leave out tokens with `window_position` below this: the first tokens of a window route oddly."""
@@ -50,7 +54,7 @@ SURPRISAL_COLUMN = "surprisal"
 RESERVED = {*TOKEN_COLUMNS, SURPRISAL_COLUMN, "row", "shard", "cluster", "domain_of_document"} - {"phase"}
 
 _LABEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_ROUTING_NAME = re.compile(r"(expert|weight|entropy|margin)(_\d+)+")
+_ROUTING_NAME = re.compile(r"(expert|weight|entropy|margin|probabilities)(_\d+)+")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ def routing_file(shard: int) -> str:
     return f"{ROUTING_FOLDER}/part-{shard:06d}.parquet"
 
 
+def probabilities_file(shard: int) -> str:
+    """Return the path of a shard's probabilities inside its run; there where they were asked for."""
+    return f"{PROBABILITIES_FOLDER}/part-{shard:06d}.parquet"
+
+
 def expert_column(router: int, slot: int) -> str:
     """Return the column of the expert that a router's slot held."""
     return f"expert_{router}_{slot}"
@@ -118,6 +127,11 @@ def entropy_column(router: int) -> str:
 def margin_column(router: int) -> str:
     """Return the column of a router's margin between the last chosen and the first unchosen selection score."""
     return f"margin_{router}"
+
+
+def probabilities_column(router: int) -> str:
+    """Return the column of a router's distribution over experts, a list of float16 as long as it has experts."""
+    return f"probabilities_{router}"
 
 
 def expert_bits(n_experts: int) -> int:

@@ -47,6 +47,7 @@ class Decided:
     weights: np.ndarray  # (rows, slots)
     entropy: np.ndarray  # (rows,) bits
     margin: np.ndarray  # (rows,)
+    distribution: np.ndarray  # (rows, experts)
     tied: np.ndarray  # (rows,) the last chosen and the first unchosen expert have one score: either is right
     output: torch.Tensor  # (rows, hidden) what the block must return
     returned: torch.Tensor  # (rows, hidden) what it did return
@@ -99,7 +100,7 @@ def _decide(
     )
     logits = router_logits(config.model_type, gate, states)
     n_slots = config.num_experts_per_tok
-    experts, weights, entropies, margins, tied = [], [], [], [], []
+    experts, weights, entropies, margins, distributions, tied = [], [], [], [], [], []
     output = torch.zeros_like(states, dtype=torch.float32)
     for token, row in enumerate(logits):
         scored = score(row, config, gate)
@@ -107,6 +108,7 @@ def _decide(
         chosen, others = order[:n_slots], order[n_slots:]
         margins.append(scored.selection[chosen[-1]] - scored.selection[others[0]])
         tied.append(margins[-1] == 0)
+        distributions.append(scored.distribution)
         entropies.append(-sum(p * math.log2(p) for p in scored.distribution if p > 0))
         slots = sorted(zip(scored.weights(chosen), chosen, strict=True), key=lambda slot: (-slot[0], slot[1]))
         experts.append([expert for _, expert in slots])
@@ -121,6 +123,7 @@ def _decide(
         np.array(weights),
         np.array(entropies),
         np.array(margins),
+        np.array(distributions),
         np.array(tied),
         output,
         returned,

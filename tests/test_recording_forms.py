@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -209,15 +210,15 @@ def test_the_self_check_passes_in_half_precision(model_type: str, dtype: torch.d
 
 
 def _next_expert(packed: Packed) -> Packed:
-    return Packed(torch.where(packed.ids >= 0, (packed.ids + 1) % 8, packed.ids), packed.weights)
+    return replace(packed, ids=torch.where(packed.ids >= 0, (packed.ids + 1) % 8, packed.ids))
 
 
 def _heavier(packed: Packed) -> Packed:
-    return Packed(packed.ids, packed.weights * 1.25)
+    return replace(packed, weights=packed.weights * 1.25)
 
 
 def _other_tokens(packed: Packed) -> Packed:
-    return Packed(packed.ids.roll(1, dims=2), packed.weights.roll(1, dims=2))
+    return replace(packed, ids=packed.ids.roll(1, dims=2), weights=packed.weights.roll(1, dims=2))
 
 
 @pytest.mark.parametrize("fault", [_next_expert, _heavier, _other_tokens])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 import moe_probe as mp
+from moe_probe.recording.architectures import build
+from moe_probe.recording.routers import find_sites
 from moe_probe.recording.scores import Scoring, explains, read_gate, score
 
 SOFTMAX = Scoring("softmax", False, False, 1, 1, True)
@@ -96,6 +99,17 @@ def test_a_scoring_that_was_not_read_is_believed_only_where_the_weights_are_in_p
     assert not explains(guessed, 1, torch.float32, 0.1, 0.0), "a single share is 1 whatever the scores"
 
 
+def test_probabilities_that_a_router_rounds_to_one_number_are_a_tie() -> None:
+    logits = torch.tensor([[[0.0, 0.0008, -3.0]]])
+    halves = logits.softmax(-1).bfloat16().flatten()
+    assert halves[0] == halves[1]
+    first = torch.tensor([[[0]]]), torch.ones(1, 1, 1, dtype=torch.bfloat16), None
+    scoring = find_sites(build("switch_transformers").encoder)[0].scoring
+    assert scoring is not None
+    assert score(scoring, logits, *first).margin.item() == 0
+    assert score(replace(scoring, rounded=False), logits, *first).margin.item() < -1e-4
+
+
 class _SigmoidRouter(nn.Module):
     """A router that no dictionary names: sigmoid scores without a bias, which the rule takes for a softmax."""
 
@@ -170,3 +184,173 @@ def test_every_router_has_a_kind() -> None:
                 assert scoring is not None
                 assert scoring.known
                 assert kind
+
+
+def _run(model: nn.Module, gate: nn.Module, tokens: torch.Tensor) -> tuple[mp.Routing, torch.Tensor, torch.Tensor]:
+    """Record a forward; return the routing, and what one router received and returned as logits, a row a token."""
+    kept: list[torch.Tensor] = []
+    handle = gate.register_forward_hook(lambda _, args, output: kept.extend((args[0].clone(), output[0].clone())))
+    with mp.record(model, probabilities=True) as recording, torch.no_grad():
+        model(tokens)
+    handle.remove()
+    assert recording.self_check == "passed"
+    return recording.routing(), kept[0].flatten(0, -2), kept[1]
+
+
+TOKENS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(5))
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("float32", "bfloat16"))
+
+
+@DTYPES
+def test_sparsemixer_takes_the_best_logit_and_then_the_best_of_the_others(dtype: torch.dtype) -> None:
+    model = build("phimoe").to(dtype)
+    gate = model.layers[1].mlp.router
+    routing, states, _ = _run(model, gate, TOKENS)
+    logits = functional.linear(states, gate.weight.detach()).double().numpy()
+    order = np.sort(logits)[:, ::-1]
+    np.testing.assert_allclose(routing.margin(1), order[:, 1] - order[:, 2], atol=1e-6)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(routing.entropy(1), -(shares * np.log2(shares)).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(routing.probabilities(1), shares, rtol=1e-4)
+    clear = order[:, 1] > order[:, 2]
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(np.sort(routing.experts(1))[clear], np.sort(np.argsort(-logits)[:, :2])[clear])
+
+
+def test_sparsemixer_in_training_draws_at_random_so_that_no_score_explains_it() -> None:
+    model = build("phimoe").train()
+    for layer in model.layers:
+        layer.mlp.router.router_jitter_noise = 1.0
+    torch.manual_seed(0)
+    with mp.record(model, self_check=False) as recording, torch.inference_mode():
+        model(TOKENS)
+    assert recording.routing().margin(1) is None
+
+
+@DTYPES
+def test_deepseek_v4_scores_experts_by_the_root_of_softplus_and_a_bias(dtype: torch.dtype) -> None:
+    model = build("deepseek_v4").to(dtype)
+    gate = model.layers[1].mlp.gate
+    gate.e_score_correction_bias.normal_(std=0.3)
+    routing, states, _ = _run(model, gate, TOKENS)
+    logits = functional.linear(states, gate.weight.detach())
+    affinities = np.sqrt(np.log1p(np.exp(logits.double().numpy())))  # from the definition
+    # What top-k is taken of has the model's precision.
+    selection = (functional.softplus(logits).sqrt() + gate.e_score_correction_bias).double().numpy()
+    best = np.sort(selection)[:, ::-1]
+    np.testing.assert_allclose(routing.margin(1), best[:, 1] - best[:, 2], atol=1e-5)
+    shares = affinities / affinities.sum(1, keepdims=True)
+    np.testing.assert_allclose(routing.probabilities(1), shares, rtol=1e-4)
+    np.testing.assert_allclose(routing.entropy(1), -(shares * np.log2(shares)).sum(1), rtol=1e-5)
+    assert routing.margin(0) is None, "a table says which experts a token goes to"
+    assert routing.probabilities(0) is None
+
+
+@DTYPES
+def test_to_skip_all_experts_is_one_choice_more(dtype: torch.dtype) -> None:
+    model = build("zaya").to(dtype)
+    gate = model.layers[1].mlp.gate
+    gate.balancing_biases.normal_(std=0.05)
+    gate.balancing_biases[-1] = 0.3
+    gate.router_mlp.out_proj.weight.data.mul_(10)
+    routing, _, logits = _run(model, gate, TOKENS)
+    index = len(routing.routers) - 1
+    assert logits.shape[1] == routing.routers[index].n_experts + 1 == 9
+    shares = np.exp(logits.double().numpy())
+    shares /= shares.sum(1, keepdims=True)
+    selection = logits.softmax(-1).double().numpy() + gate.balancing_biases.double().numpy()
+    best = np.sort(selection)[:, ::-1]
+    np.testing.assert_allclose(routing.margin(index), best[:, 0] - best[:, 1], atol=1e-6)
+    np.testing.assert_allclose(routing.entropy(index), -(shares * np.log2(shares)).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(routing.probabilities(index), shares[:, :8], rtol=1e-4, atol=1e-7)
+    chosen = np.where(routing.experts(index)[:, 0] < 0, 8, routing.experts(index)[:, 0])
+    assert 0 < (chosen == 8).sum() < len(chosen)
+    np.testing.assert_array_equal(chosen, selection.argmax(1))
+
+
+# --- probabilities -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_probabilities_are_the_distribution_of_the_oracle_without_padding(architecture: str) -> None:
+    model = tiny_models.build(architecture)
+    tokens = torch.arange(3, 27).reshape(2, 12)
+    mask = torch.ones_like(tokens)
+    mask[1, :4] = 0
+    decided = hand_forward(model, lambda: model(tokens, attention_mask=mask), outputs=False)
+    with mp.record(model, probabilities=True) as recording, torch.inference_mode():
+        model(tokens, attention_mask=mask)
+        model(tokens[:1])
+    routing = recording.routing()
+    kept = mask.flatten().bool().numpy()
+    for router, expected in zip(routing.routers, decided, strict=True):
+        shares = routing.probabilities(router.index)
+        assert shares is not None
+        assert shares.dtype == np.float32
+        assert shares.shape == (20 + 12, router.n_experts)
+        np.testing.assert_allclose(shares[:20], expected.distribution[kept], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+
+
+def test_without_being_asked_for_there_are_no_probabilities() -> None:
+    model = tiny_models.build("mixtral")
+    with mp.record(model) as recording, torch.inference_mode():
+        model(TOKENS)
+    assert recording.routing().probabilities(0) is None
+    with pytest.raises(mp.BadInputError, match="probabilities=True with entropy=False"):
+        mp.record(model, entropy=False, probabilities=True)
+
+
+def test_where_scores_are_not_known_there_are_no_probabilities() -> None:
+    model = _with_router(_SigmoidRouter)
+    with mp.record(model, probabilities=True) as recording, torch.inference_mode():
+        model(TOKENS)
+    assert recording.routing().probabilities(0) is None
+
+
+class _Nan(nn.Module):
+    """A router whose logits of two tokens hold a NaN, and that chooses and weighs as if they did not."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.top_k, self.gate = gate.top_k, gate
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, weights, ids = self.gate(states)
+        logits[2, 5] = logits[7, 0] = math.nan
+        return logits, weights, ids
+
+
+def test_a_row_that_is_no_number_is_flagged_in_probabilities_and_else_an_error() -> None:
+    model = tiny_models.build("mixtral")
+    model.model.layers[1].mlp.gate = _Nan(model.model.layers[1].mlp.gate)
+    with mp.record(model, probabilities=True) as recording, torch.inference_mode():
+        model(TOKENS)
+    routing = recording.routing()
+    shares = routing.probabilities(1)
+    assert shares is not None
+    flagged = np.isnan(shares)
+    assert np.flatnonzero(flagged.all(1)).tolist() == np.flatnonzero(flagged.any(1)).tolist() == [2, 7]
+    assert np.flatnonzero(np.isnan(routing.entropy(1))).tolist() == [2, 7]
+    assert not np.isnan(routing.probabilities(2)).any()
+    message = r"layer 1\): 2 of 48 tokens have NaN or infinite weights or logits"
+    with mp.record(model) as recording, torch.inference_mode(), pytest.raises(mp.RoutingError, match=message):
+        model(TOKENS)
+
+
+def test_weights_that_are_no_numbers_are_an_error_with_probabilities_too() -> None:
+    model = tiny_models.build("gpt_oss")
+    model.model.layers[1].mlp.router.bias.data[3] = math.nan
+    with mp.record(model, probabilities=True), torch.inference_mode():  # noqa: SIM117
+        with pytest.raises(mp.RoutingError, match=r"layer 1\): 48 of 48 tokens have NaN or infinite weights"):
+            model(TOKENS)
+
+
+def test_a_router_that_adds_its_bias_in_half_precision_is_scored_so() -> None:
+    model = build("lfm2_moe").to(torch.bfloat16)
+    block = model.layers[1].feed_forward
+    routing, states, _ = _run(model, block.gate, TOKENS)
+    scores = functional.linear(states, block.gate.weight.detach()).sigmoid() + block.expert_bias
+    assert scores.dtype == torch.bfloat16
+    best = np.sort(scores.double().numpy())[:, ::-1]
+    np.testing.assert_allclose(routing.margin(1), best[:, 1] - best[:, 2], atol=1e-6)

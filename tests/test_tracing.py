@@ -284,7 +284,7 @@ def test_a_resumed_run_whose_scores_are_no_longer_known_is_refused(lm, documents
             cancel.set()
 
     assert trace(lm, documents, tmp_path / "run", on_progress=watch, cancel=cancel, **options).shards
-    monkeypatch.setattr("moe_probe.tracing.forward.record", lambda model: mp.record(model, entropy=False))
+    monkeypatch.setattr("moe_probe.tracing.forward.record", lambda model, **_: mp.record(model, entropy=False))
     with pytest.raises(RoutingError, match=r"its entropy and margin were known in the shards before and are not now"):
         trace(lm, documents, tmp_path / "run", resume=True, **options)
 

@@ -6,16 +6,18 @@ import fcntl
 import multiprocessing
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from written_runs import LABELS, ROUTERS, SCORES, HandMade
 
 from moe_probe.errors import MoeProbeError, RoutingError, RunError
-from moe_probe.schema import routing_file
+from moe_probe.schema import probabilities_file, routing_file
 from moe_probe.store import RunWriter, ShardFacts, open_run
+from moe_probe.store.columns import probabilities_of
 from moe_probe.store.files import new_file
 from moe_probe.store.plan import plan_json
-from moe_probe.store.shards import RoutingBlock
+from moe_probe.store.shards import ProbabilityBlock, RoutingBlock
 
 
 @pytest.fixture
@@ -162,3 +164,53 @@ def test_warnings_and_the_self_check_come_from_the_shards(tmp_path):
         writer.publish({"corpus": {"documents": 1}}, ROUTERS, LABELS, complete=True)
     run = open_run(made.path)
     assert (run.warnings, run.manifest["self_check"], run.with_scores) == (["a", "b"], "passed", list(SCORES))
+
+
+def test_probabilities_are_written_before_the_routing_that_makes_a_shard_be_there(tmp_path, monkeypatch):
+    made = HandMade(tmp_path / "run", [5, 3, 9], shard_rows=6, written=2)
+    rows = slice(*np.cumsum([shard.rows for shard in made.layout.shards])[1:3])
+    tokens, routing = made.tokens(rows), made.routing(rows)
+    known = (True, False, False)
+    block = ProbabilityBlock(ROUTERS, known, tokens.num_rows)
+    block.fill(0, slice(0, tokens.num_rows), np.full((tokens.num_rows, 4), 0.25))
+    facts = ShardFacts(SCORES, "passed", (), known)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with RunWriter(made.path, resume=True) as writer:
+        writer.publish_plan(plan_json({"made": "by hand"}, made.layout))
+        for tables, told, message in (
+            ((tokens, routing, facts), None, "differ in whether there are probabilities"),
+            ((tokens, routing, ShardFacts(SCORES, "passed")), block.to_table(), "differ in whether there are"),
+            ((tokens, routing, facts), block.to_table().slice(1), "token rows, .* of probabilities"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                writer.write_shard(2, *tables, told)
+        monkeypatch.setattr("moe_probe.store.writer.write_probabilities", full)
+        with pytest.raises(MoeProbeError, match=r"probabilities/part-000002\.parquet: cannot be written \(no space"):
+            writer.write_shard(2, tokens, routing, facts, block.to_table())
+        assert not (made.path / routing_file(2)).exists()
+        assert not list(made.path.rglob("*.tmp"))
+        monkeypatch.undo()
+        monkeypatch.setattr("moe_probe.store.writer.write_routing", full)
+        with pytest.raises(MoeProbeError, match=r"routing/part-000002\.parquet: cannot be written"):
+            writer.write_shard(2, tokens, routing, facts, block.to_table())
+        assert (made.path / probabilities_file(2)).exists()
+        assert not writer.has_shard(2)
+
+
+def test_a_block_takes_the_probabilities_that_were_promised_alone():
+    block = ProbabilityBlock(ROUTERS, (True, False, False), 1)
+    with pytest.raises(ValueError, match="router 0: its probabilities were promised"):
+        block.fill(0, slice(0, 1), None)
+    with pytest.raises(ValueError, match="router 1: its probabilities were not promised"):
+        block.fill(1, slice(0, 1), np.ones((1, 300)))
+
+
+def test_probabilities_of_another_width_are_refused():
+    lists = pa.chunked_array([pa.array([[0.5, 0.25, 0.25], None], pa.list_(pa.float16()))])
+    with pytest.raises(RunError, match="router 0: its probabilities are 3 numbers for 1 tokens and 4 experts"):
+        probabilities_of(lists, ROUTERS[0])
+    none = pa.chunked_array([pa.array([None, None], pa.list_(pa.float16()))])
+    assert np.isnan(probabilities_of(none, ROUTERS[0])).all()

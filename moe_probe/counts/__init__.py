@@ -5,6 +5,7 @@
 | `by_label` | assignments by expert and label, over occurrences |
 | `by_type` | labels and experts of each token type |
 | `pairs` | experts that were chosen together, and one router after the other |
+| `wide` | loads of routers with very many experts, and the refusal of other counts of them |
 | `scores` | means of the routers' scores |
 | `rows` | token rows of whole documents, for what needs their order |
 | `selection` | which token rows are counted |
@@ -24,12 +25,14 @@ from moe_probe.counts.pairs import PairCounts, iter_coactivation_counts, iter_tr
 from moe_probe.counts.rows import TokenRows, load_rows
 from moe_probe.counts.scores import Scores, load_scores
 from moe_probe.counts.selection import TOKEN_ROWS, find_label
+from moe_probe.counts.wide import ExpertLoads, iter_expert_loads, refuse_wide, wide_routers
 
 __all__ = [
     "BLOCK_POSITIONS",
     "FEWEST_DOCUMENTS",
     "N_CLUSTERS",
     "TOKEN_ROWS",
+    "ExpertLoads",
     "LabelCounts",
     "PairCounts",
     "Scores",
@@ -39,9 +42,12 @@ __all__ = [
     "find_label",
     "iter_coactivation_counts",
     "iter_expert_counts",
+    "iter_expert_loads",
     "iter_transition_counts",
     "load_counts",
     "load_rows",
     "load_scores",
     "load_type_counts",
+    "refuse_wide",
+    "wide_routers",
 ]

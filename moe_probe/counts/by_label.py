@@ -23,6 +23,7 @@ from moe_probe.counts.clusters import BLOCK, DOCUMENT, FEWEST_DOCUMENTS, N_CLUST
 from moe_probe.counts.experts import ANY_SLOT, SlotExperts, check_slot, iter_experts
 from moe_probe.counts.filters import find_filter
 from moe_probe.counts.selection import Selection, cache_file, find_label, label_codes, source
+from moe_probe.counts.wide import refuse_wide
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard
@@ -100,9 +101,11 @@ def load_counts(
         positions: count these places within a document only: the first, and the one after the last or None.
 
     Raises:
-        BadInputError: the run has no such label, slot, document, domain or phase.
+        BadInputError: the run has no such label, slot, document, domain or phase, or it has a router of more than
+            16,384 experts.
         RunError: a label is missing on some row.
     """
+    refuse_wide(run, f"counts by {label}")
     label_set = find_label(run, label)
     check_slot(run, slot)
     part_of_run = find_filter(run, documents, domain, phase, positions)

@@ -23,6 +23,7 @@ from moe_probe.counts.cache import Kept, Part, narrow, remembered, remembered_pa
 from moe_probe.counts.experts import add_codes, check_slot, iter_experts
 from moe_probe.counts.filters import find_filter
 from moe_probe.counts.selection import Selection, cache_file, find_label, label_codes, source
+from moe_probe.counts.wide import refuse_wide
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
@@ -90,8 +91,9 @@ def iter_expert_counts(
         slot: the rank of the choice, 0 for the first, or "any".
 
     Raises:
-        BadInputError: the run has no such slot.
+        BadInputError: the run has no such slot, or a router of more than 16,384 experts.
     """
+    refuse_wide(run, "counts by token type")
     check_slot(run, slot)
     rows = _selection(run, types.label_set, types.rows, types.domain)
     shards = rows.filter.shards(run)

@@ -21,6 +21,7 @@ from moe_probe.counts.cache import Part, narrow, remembered_parts
 from moe_probe.counts.clusters import N_CLUSTERS, Clusters
 from moe_probe.counts.experts import ANY_SLOT, SlotExperts, add_codes, iter_experts
 from moe_probe.counts.selection import Selection, cache_file, source
+from moe_probe.counts.wide import count_unit, wide_routers
 from moe_probe.errors import RunError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def iter_coactivation_counts(run: Run, *, adjacent: bool = False) -> Iterator[tu
     if not routers:
         return
     # By the same rule as every count over all tokens, and kept with them.
-    unit = load_counts(run, "phase", 0, "all").cluster_unit
+    unit = count_unit(run) if wide_routers(run) else load_counts(run, "phase", 0, "all").cluster_unit
     rows = Selection()
     kind = "adjacent" if adjacent else "pairs"
     parts = remembered_parts(

@@ -21,7 +21,7 @@ from torch import nn
 from moe_probe.errors import RoutingError
 from moe_probe.recording.routers import Site
 from moe_probe.recording.routing import Decisions
-from moe_probe.recording.scores import explains, score
+from moe_probe.recording.scores import explains, probabilities, score
 from moe_probe.schema import DROPPED
 from moe_probe_kernels import pack
 
@@ -45,6 +45,7 @@ class Forward:
     ids: list[torch.Tensor | None] = field(repr=False)  # a router: (tokens, slots)
     weights: list[torch.Tensor | None] = field(repr=False)
     logits: list[torch.Tensor | None] = field(repr=False)  # a router: (tokens, experts)
+    with_probabilities: bool = False
 
     def row_tensors(self) -> dict[str, torch.Tensor]:
         """Return what tells its rows apart, as far as it is held in tensors."""
@@ -166,11 +167,15 @@ class Parcel:
             fields = {name: arrays[f"{group.key}.{name}"] for name in ("experts", "weights", "extremes")}
             names = ("entropy", "margin", "share_error") if group.scored else ()
             scores = {name: arrays[f"{group.key}.{name}"] for name in names}
+            shares = arrays.get(f"{group.key}.probabilities")  # (routers, tokens, experts)
             if keep is not None:
                 if not group.packed_kept:
                     fields |= {name: fields[name][..., keep] for name in ("experts", "weights")}
                 scores |= {name: scores[name][..., keep] for name in names[:2]}
-            check_decisions(sites, fields["experts"], fields["weights"], fields["extremes"], scores.get("entropy"))
+                shares = None if shares is None else shares[:, keep]
+            # Where there is a row of probabilities to flag, logits that are no numbers are no error.
+            entropy = scores.get("entropy") if shares is None else None
+            check_decisions(sites, fields["experts"], fields["weights"], fields["extremes"], entropy)
             for index, site in enumerate(sites):
                 scored = group.scored and _believed(site, group.weight_dtype, scores, index, unproven)
                 decided[site.router.index] = Decisions(
@@ -178,6 +183,7 @@ class Parcel:
                     fields["weights"][index],
                     scores["entropy"][index] if scored else None,
                     scores["margin"][index] if scored else None,
+                    shares[index] if scored and shares is not None else None,
                 )
         return [one for one in decided if one is not None]
 
@@ -205,6 +211,8 @@ class Parcel:
             inside = ids.clamp(DROPPED if first.form.drops else 0, logits.shape[-1] - 1)
             scores = score(scoring, logits, inside, weights, biases, drops=first.form.drops)
             tensors |= {f"{key}.{name}": value for name, value in scores._asdict().items()}
+            if forward.with_probabilities:
+                tensors[f"{key}.probabilities"] = probabilities(scoring, logits)
         return _Group(routers, key, weights.dtype, scored, mask is not None)
 
 
@@ -301,6 +309,7 @@ def _repeats(experts: npt.NDArray[np.signedinteger]) -> Bools:
 def _believed(site: Site, weight_dtype: torch.dtype, scores: Arrays, index: int, unproven: set[int] | None) -> bool:
     """Say whether a router's scores explain its choices; once they did, raise where they no longer do."""
     margin = scores["margin"][index]
+    margin = margin[~np.isnan(scores["entropy"][index])]  # of tokens that are flagged or an error
     if site.scoring is None or (unproven is not None and site.router.index in unproven):
         return False
     lowest = float(margin.min()) if margin.size else 0.0

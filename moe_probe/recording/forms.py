@@ -191,6 +191,7 @@ def missing_weights(experts: nn.Module) -> str | None:
     for one in (up, "down_proj"):
         weights = getattr(experts, one)
         fused = isinstance(weights, torch.Tensor) and weights.dim() == 3 and weights.is_floating_point()
+        fused = fused and weights.element_size() > 1  # of 8 bits, scales that are held elsewhere belong to them
         if not fused and not hasattr(weights, "dequantise"):
             return f"{name}.{one} is quantised in a way that is not known here"
     return None

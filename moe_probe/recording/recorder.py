@@ -1,4 +1,4 @@
-"""Record which experts a model really executes, while it runs and without changing what it returns.
+"""Record which experts a model of transformers really executes, without changing what it returns.
 
 Hooks read the experts' calls and, where wanted, the routers' logits. At the end of each forward everything is copied
 once; the first forward of a model is checked by replaying it. It does not know texts or tokenizers, and writes nothing.
@@ -19,49 +19,15 @@ from torch import nn
 from moe_probe.errors import BadInputError, RoutingError
 from moe_probe.recording import replay
 from moe_probe.recording.capture import Forward, Parcel, open_forward, read_rows
+from moe_probe.recording.formats import refuse_unread_experts
 from moe_probe.recording.routers import Site, check_gates, find_sites, find_stream, refuse_compiled
 from moe_probe.recording.routing import Routing, join
+from moe_probe.recording.streams import claim, release
 
-__all__ = ["Recording", "Routing", "record"]
+__all__ = ["Recording"]
 
-_recorded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Streams that a Recording is open on."""
 _checked: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 """Streams whose self-check passed, with the experts implementations that it passed under."""
-
-
-def record(model: nn.Module, *, self_check: bool | None = None, entropy: bool = True) -> Recording:
-    """Record the routing of a Mixture-of-Experts model of transformers.
-
-    Every forward of the model, or of its decoder, inside the `with` block is recorded; its outputs are bit for bit
-    those without recording. Rows that a 2-D attention mask hides are dropped; without a mask all are kept. A forward
-    opens new sequences, except one that continues a cache. Generation under `record` is right for greedy decoding and
-    sampling; where rows of the cache are rearranged (beam search, assisted decoding) it raises: generate first, then
-    record one forward over the result. An encoder and a decoder that both choose experts are streams of different
-    tokens: record each on its own, as `record(model.encoder)`. A slot that executed no expert, for lack of capacity or
-    because the router skipped, holds `schema.DROPPED` with weight 0.
-
-    Args:
-        model: any model in which `find_routers` finds routers.
-        self_check: None replays a model's first forward, once for the model and its experts implementation; True
-            does it again, and raises where it cannot; False never does.
-        entropy: whether to record entropy and margin too.
-
-    Raises:
-        UnsupportedModelError: if its routers cannot be read exactly, are quantised, or are compiled already.
-        BadInputError: if the model is being recorded already.
-
-    Example:
-        >>> import torch
-        >>> from transformers import MixtralConfig, MixtralForCausalLM
-        >>> config = MixtralConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, vocab_size=8)
-        >>> model = MixtralForCausalLM(config).eval()
-        >>> with record(model) as recording, torch.inference_mode():
-        ...     _ = model(torch.tensor([[1, 2, 3]]))
-        >>> recording.routing().experts(1).shape, recording.self_check
-        ((3, 2), 'passed')
-    """
-    return Recording(model, self_check=self_check, entropy=entropy)
 
 
 @dataclass(eq=False)
@@ -87,14 +53,22 @@ class _Check(NamedTuple):
 class Recording:
     """Hooks on a model while its `with` block is open, and what they saw. Get one from `record`."""
 
-    def __init__(self, model: nn.Module, *, self_check: bool | None = None, entropy: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, self_check: bool | None = None, entropy: bool = True, probabilities: bool = False
+    ) -> None:
+        if probabilities and not entropy:
+            raise BadInputError(
+                "probabilities=True with entropy=False: both are made of the same logits; leave one out"
+            )
         refuse_compiled(model)
         self._sites = find_sites(model)
         check_gates(self._sites)
+        refuse_unread_experts(model, self._sites)
         self.routers = [site.router for site in self._sites]
         self.self_check = "not run: it was switched off" if self_check is False else "not run: no forward yet"
         self._stream = find_stream(model, self._sites)
         self._entropy = entropy
+        self._probabilities = probabilities
         self._forced = bool(self_check)
         self._to_check = self_check is not False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -108,11 +82,7 @@ class Recording:
         self._caches: weakref.WeakKeyDictionary[Any, _Stand] = weakref.WeakKeyDictionary()
 
     def __enter__(self) -> Recording:
-        if self._stream in _recorded:
-            raise BadInputError(
-                f"{type(self._stream).__name__}: it is being recorded already; close the recording that is open"
-            )
-        _recorded.add(self._stream)
+        claim(self._stream)
         # Where the model is compiled inside the block, the hooks stay outside of what is compiled.
         plain: Callable[[Any], Any] = torch.compiler.disable
         self._handles = [
@@ -134,7 +104,7 @@ class Recording:
             handle.remove()
         self._handles = []
         self._forward = self._check = None
-        _recorded.discard(self._stream)
+        release(self._stream)
 
     def routing(self) -> Routing:
         """Return everything recorded and not yet taken.
@@ -167,6 +137,7 @@ class Recording:
         # A forward that is still open was left by an exception: its rows are forgotten.
         self._forward = self._check = None
         forward = open_forward(stream, len(self._sites), args, kwargs)
+        forward.with_probabilities = self._probabilities
         self._before = self._find_stand(forward)
         if self._to_check:
             self._prepare_check(forward)
@@ -174,7 +145,7 @@ class Recording:
 
     def _gate_hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         site = self._sites[index]
-        n_experts = site.router.n_experts
+        n_scores = site.router.n_experts + (site.scoring is not None and site.scoring.skips)
 
         def read(gate: nn.Module, args: Any, output: Any) -> None:
             if not site.form.at_call:
@@ -182,7 +153,7 @@ class Recording:
             forward = self._forward
             logits = output[site.form.logits] if isinstance(output, tuple) else output
             shape = getattr(logits, "shape", ())
-            if self._entropy and forward is not None and shape[-1:] == (n_experts,):
+            if self._entropy and forward is not None and shape[-1:] == (n_scores,):
                 logits = logits.detach().flatten(0, -2)
                 if len(logits) == forward.n_rows:
                     forward.logits[index] = logits

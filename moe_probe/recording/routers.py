@@ -258,7 +258,7 @@ def _read_site(model: nn.Module, name: str, index: int) -> Site:
         raise UnsupportedModelError(f"{label}: how many experts a token goes to is written nowhere (top_k)")
     if gate is None and not form.at_call:
         raise UnsupportedModelError(f"{label}: its router is not where it is expected")
-    router = Router(index, block_name, _layer(block_name, index), n_experts, n_slots, kind)
+    router = Router(index, block_name, layer_of(block_name, index), n_experts, n_slots, kind)
     return Site(
         router,
         experts,
@@ -326,6 +326,6 @@ def _config_above(model: nn.Module, name: str) -> object:
     return None
 
 
-def _layer(name: str, index: int) -> int:
+def layer_of(name: str, index: int) -> int:
     """Return the first number in a dotted path: that of the transformer block. Without one, the router's own index."""
     return next((int(part) for part in name.split(".") if part.isdigit()), index)

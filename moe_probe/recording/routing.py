@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from moe_probe.errors import BadInputError
 from moe_probe.schema import Router, entropy_column, expert_column, margin_column, weight_column
+from moe_probe.showing import as_html
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,6 +31,7 @@ class Decisions:
     weights: Floats  # (slots, tokens)
     entropy: Floats | None  # (tokens,)
     margin: Floats | None  # (tokens,)
+    probabilities: Floats | None = None  # (tokens, experts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,15 @@ class Routing:
         """
         return self._of(router).margin
 
+    def probabilities(self, router: int) -> Floats | None:
+        """Return a router's distribution over its experts, (tokens, experts) float32, or None if not known.
+
+        It is the one whose entropy is recorded: before a correction bias, groups or top-k, so that a chosen expert may
+        have less than one that was passed over. A row adds up to 1, less what goes to a skip of all experts. A row of
+        NaN is a token whose logits were no numbers. Needs `record(model, probabilities=True)`.
+        """
+        return self._of(router).probabilities
+
     def to_polars(self) -> pl.DataFrame:
         """Return a row a token: sequence, position, and the columns of a run's routing for every router."""
         import polars as pl
@@ -105,6 +116,10 @@ class Routing:
                 columns[margin_column(router.index)] = decided.margin
         return pl.DataFrame(columns)
 
+    def _repr_html_(self) -> str:
+        """Show which experts every token was sent to in a notebook."""
+        return as_html(self)
+
     def _of(self, router: int) -> Decisions:
         if not 0 <= router < len(self.routers):
             raise BadInputError(f"router {router}: the model has {len(self.routers)}, 0 to {len(self.routers) - 1}")
@@ -112,19 +127,21 @@ class Routing:
 
 
 def join(parts: Sequence[Routing]) -> Routing:
-    """Return several recordings of the same routers one after the other; entropy and margin where all have them."""
+    """Return several recordings of the same routers one after the other; scores where all have them."""
     if len(parts) == 1:
         return parts[0]
     decisions = []
     for each in zip(*(part.decisions for part in parts), strict=True):
         entropies = [one.entropy for one in each if one.entropy is not None]
         margins = [one.margin for one in each if one.margin is not None]
+        shares = [one.probabilities for one in each if one.probabilities is not None]
         decisions.append(
             Decisions(
                 np.concatenate([one.experts for one in each], axis=1),
                 np.concatenate([one.weights for one in each], axis=1),
                 np.concatenate(entropies) if len(entropies) == len(each) else None,
                 np.concatenate(margins) if len(margins) == len(each) else None,
+                np.concatenate(shares) if len(shares) == len(each) else None,
             )
         )
     return Routing(

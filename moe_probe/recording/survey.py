@@ -21,22 +21,24 @@ import transformers
 from torch import nn
 
 from moe_probe.errors import UnsupportedModelError
+from moe_probe.recording import formats
 from moe_probe.recording.architectures import VOCABULARY, build, find_architectures, is_text, read_model_class
 from moe_probe.recording.forms import Form
-from moe_probe.recording.recorder import record
+from moe_probe.recording.opening import record
 from moe_probe.recording.routers import find_number, find_sites
 from moe_probe.recording.routing import Routing
 
 _EXPERTS_NAMES = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 _SLOTS_NAMES = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k", "moe_top_k")
 _NOTES = {
-    "deepseek_v4": "the first layers look experts up by token",
+    "deepseek_v4": "the first layers look experts up by token: no score chose them, so that none has a margin",
     "ernie4_5_vl_moe_text": "batches without images: the experts of images are not recorded",
     "jetmoe": "two routers a layer, one for the attention and one for the MLP",
     "llama4_text": "the weight scales what an expert receives, not what it returns",
     "longcat_flash": "the experts with the highest indices return what they receive",
     "switch_transformers": "encoder and decoder are recorded one by one",
-    "zaya": "a token that skips its experts has none",
+    "phimoe": "in training its second expert is drawn at random, and has no scores",
+    "zaya": "a token that skips its experts has none; to skip counts as one choice more in entropy and margin",
 }
 
 
@@ -129,6 +131,7 @@ def write_table(findings: Iterable[Finding]) -> str:
         "|---|---|---:|---:|---|---|---|---|",
         *(_row(finding) for finding in read),
         "",
+        *formats.write_tables(),
         "## Refused",
         "",
         "| architecture | why |",

@@ -4,6 +4,7 @@
 |---|---|
 | `plan` | how a corpus is cut into windows and shards |
 | `shards` | the rows of a shard, in the types they have on disk |
+| `parquet` | the tables of a shard as Parquet files, and what a shard says of itself |
 | `files` | reading with clear errors, writing without halves |
 | `writer` | the order in which a run is written, and the lock |
 | `run`, `document` | reading: whole, by shard, by document |

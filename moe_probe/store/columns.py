@@ -11,8 +11,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
-from moe_probe.errors import BadInputError
+from moe_probe.errors import BadInputError, RunError
 from moe_probe.schema import DROPPED, Router, expert_column, weight_column
 
 Ints: TypeAlias = npt.NDArray[np.int32]
@@ -43,6 +44,25 @@ def weights_of(routing: pl.DataFrame, router: Router) -> Floats:
     for slot, column in enumerate(weight_columns(router)):
         weights[:, slot] = routing[column].cast(pl.Float32).to_numpy()
     return weights
+
+
+def probabilities_of(column: pa.ChunkedArray, router: Router) -> Floats:
+    """Return a router's probabilities from lists of float16, (tokens, experts); NaN where there is no list.
+
+    Raises:
+        RunError: if a list is not as long as the router has experts.
+    """
+    lists = column.combine_chunks()
+    there = lists.is_valid().to_numpy(zero_copy_only=False)
+    values = np.asarray(lists.flatten()).astype(np.float32)  # null lists hold none
+    if lists.null_count < len(lists) and values.size != int(there.sum()) * router.n_experts:
+        raise RunError(
+            f"router {router.index}: its probabilities are {values.size} numbers for {int(there.sum())} tokens and"
+            f" {router.n_experts} experts; trace anew, into another folder"
+        )
+    shares = np.full((len(lists), router.n_experts), np.nan, np.float32)
+    shares[there] = values.reshape(-1, router.n_experts)
+    return shares
 
 
 def find_router(routers: Sequence[Router], layer: int | None = None, router: int | None = None) -> int:

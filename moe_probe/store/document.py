@@ -11,6 +11,7 @@ import polars as pl
 
 from moe_probe.errors import RunError
 from moe_probe.schema import Router, entropy_column, margin_column
+from moe_probe.showing import as_html
 from moe_probe.store.columns import Floats, Ints, experts_of, find_router, weight_columns, weights_of
 
 NO_WEIGHTS = "has no weights, for the run was imported from a trace without them; only experts are known"
@@ -49,6 +50,10 @@ class DocumentRouting:
     def margin(self, layer: int | None = None, *, router: int | None = None) -> Floats | None:
         """Return how far the last chosen selection score was above the first unchosen one, (tokens,), or None."""
         return self._score(margin_column(find_router(self.routers, layer, router)))
+
+    def _repr_html_(self) -> str:
+        """Show the text, each token in the colour of its expert, in a notebook."""
+        return as_html(self)
 
     def _score(self, column: str) -> Floats | None:
         return self.routing[column].to_numpy() if column in self.routing.columns else None

@@ -17,6 +17,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_probe.errors import BadInputError, RunError
@@ -32,12 +33,24 @@ from moe_probe.schema import (
     entropy_column,
     expert_bits,
     margin_column,
+    probabilities_column,
+    probabilities_file,
     routing_columns,
     routing_file,
     tokens_file,
 )
+from moe_probe.showing import as_html
 from moe_probe.store import views
-from moe_probe.store.columns import Floats, Ints, expert_columns, experts_of, find_router, weight_columns, weights_of
+from moe_probe.store.columns import (
+    Floats,
+    Ints,
+    expert_columns,
+    experts_of,
+    find_router,
+    probabilities_of,
+    weight_columns,
+    weights_of,
+)
 from moe_probe.store.document import NO_WEIGHTS, DocumentRouting
 from moe_probe.store.files import read_footer, read_json
 from moe_probe.store.shards import METADATA_KEY
@@ -75,6 +88,7 @@ class Run:
         routers: where the model chooses experts, in order.
         with_scores: for each router, whether its entropy and margin are known.
         with_weights: for each router, whether its weights are known; they are in every run that was traced.
+        with_probabilities: for each router, whether its whole distribution over experts was recorded.
         labels: the label sets of its tokens.
         shards: numbers of the shards that are whole, in order.
     """
@@ -87,6 +101,7 @@ class Run:
         self.routers = [Router(**{field: router[field] for field in fields}) for router in manifest["routers"]]
         self.with_scores: list[bool] = [router["scores"] for router in manifest["routers"]]
         self.with_weights: list[bool] = [router.get("weights", True) for router in manifest["routers"]]
+        self.with_probabilities: list[bool] = [router.get("probabilities", False) for router in manifest["routers"]]
         self.labels = [LabelSet(**label) for label in manifest["labels"]]
         self._rows: dict[int, int] = {shard["number"]: shard["rows"] for shard in manifest["shards"]}
         self.shards = sorted(self._rows)
@@ -169,6 +184,26 @@ class Run:
         index = self.router_index(layer, router)
         return self._score(index, margin_column(index))
 
+    def probabilities(self, layer: int | None = None, *, router: int | None = None) -> Floats | None:
+        """Return a router's distribution over its experts, (tokens, experts), as float16 holds it.
+
+        It is the one whose entropy is known: softmax of the logits, or sigmoid scores divided by their sum, before a
+        correction bias, groups and top-k. A row of NaN is a token whose logits were no numbers.
+
+        Returns:
+            None where the router's scores are not known, as for `entropy`.
+
+        Raises:
+            RunError: if the run was traced without probabilities.
+        """
+        chosen = self.routers[self.router_index(layer, router)]
+        if not any("probabilities" in one for one in self.manifest["routers"]) and self.shards:
+            raise RunError(f"{self.path}: the run has no probabilities; trace anew with --probabilities")
+        if self.shards and not self.with_probabilities[chosen.index]:
+            return None
+        parts = [shard.probabilities(chosen) for shard in self.iter_shards()]
+        return np.concatenate(parts) if parts else np.zeros((0, chosen.n_experts), np.float32)
+
     def document(self, document: int | str) -> DocumentRouting:
         """Return one document, by number or name, with its tokens and all routers; reads that part of the files alone.
 
@@ -244,6 +279,10 @@ class Run:
         """
         return find_router(self.routers, layer, router)
 
+    def _repr_html_(self) -> str:
+        """Show a card of what the run holds in a notebook."""
+        return as_html(self)
+
     def _find(self, document: int | str) -> dict[str, Any]:
         by = pl.col("document") == document if isinstance(document, int) else pl.col("name") == document
         found = self._documents.filter(by)
@@ -305,10 +344,11 @@ class Run:
         return views.connect(self.path, self.shards, self.routers, self.token_columns, routed)
 
     def _check(self, number: int) -> None:
-        """Refuse a shard whose two files do not have the rows that the manifest says."""
+        """Refuse a shard whose files do not have the rows that the manifest says."""
         if number in self._checked:
             return
-        for name in (tokens_file(number), routing_file(number)):
+        probabilities = [probabilities_file(number)] * any(self.with_probabilities)
+        for name in (tokens_file(number), *probabilities, routing_file(number)):
             footer = read_footer(self.path / name)
             if footer.num_rows != self._rows[number]:
                 raise RunError(
@@ -378,6 +418,15 @@ class Shard:
         wanted = list(columns) if columns is not None else self.run._routing_columns()
         frame = pl.read_parquet(self.run.path / routing_file(self.number), columns=wanted, glob=False)
         return frame.select(wanted).cast({pl.Float16: pl.Float32})
+
+    def probabilities(self, router: Router) -> Floats:
+        """Return the distribution over its experts of a router that has one, (tokens, experts); see `Run`."""
+        path = self.run.path / probabilities_file(self.number)
+        try:
+            table = pq.read_table(path, columns=[probabilities_column(router.index)], partitioning=None)
+            return probabilities_of(table.column(0), router)
+        except (OSError, pa.ArrowException, RunError) as error:
+            raise RunError(f"{path}: {error}") from error
 
 
 def _slice(path: Path, columns: Sequence[str], first: int, count: int) -> pl.DataFrame:

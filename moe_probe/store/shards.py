@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from moe_probe.schema import (
     expert_bits,
     expert_column,
     margin_column,
+    probabilities_column,
     weight_column,
 )
 
@@ -128,8 +130,59 @@ class RoutingBlock:
             for slot in range(len(weights)):
                 columns[weight_column(router.index, slot)] = pa.array(weights[slot])
             if scores.shape[1] or self.scores[router.index]:
-                columns[entropy_column(router.index)] = pa.array(scores[0])
-                columns[margin_column(router.index)] = pa.array(scores[1])
+                columns[entropy_column(router.index)] = pa.array(scores[0], from_pandas=True)  # no number is null
+                columns[margin_column(router.index)] = pa.array(scores[1], from_pandas=True)
+        return pa.table(columns)
+
+
+class ProbabilityBlock:
+    """The routers' distributions over experts of one shard, filled batch by batch in any order, in float16.
+
+    Example:
+        >>> router = Router(0, "layers.0.mlp", 0, n_experts=2, n_slots=1, kind="softmax top-k")
+        >>> block = ProbabilityBlock([router], [True], rows=2)
+        >>> block.fill(0, np.array([0, 1]), np.array([[0.75, 0.25], [np.nan, np.nan]]))
+        >>> block.to_table().to_pylist(), block.flagged
+        ([{'probabilities_0': [0.75, 0.25]}, {'probabilities_0': None}], 1)
+    """
+
+    def __init__(self, routers: Sequence[Router], known: Sequence[bool], rows: int) -> None:
+        """Make room for `rows` tokens; `known[i]` says that router i has probabilities."""
+        self.known = tuple(known)
+        self.n_rows = rows
+        self._values = {
+            router.index: np.full((rows, router.n_experts), np.nan, np.float16) for router in compress(routers, known)
+        }
+
+    def fill(
+        self, router: int, rows: npt.NDArray[np.integer] | slice, probabilities: npt.NDArray[np.floating] | None
+    ) -> None:
+        """Put one router's probabilities, (tokens, experts), into the tokens' rows; NaN where they are not known.
+
+        Raises:
+            ValueError: if they are known of another router than was said.
+        """
+        if (probabilities is not None) != self.known[router]:
+            raise ValueError(f"router {router}: its probabilities were {'' if self.known[router] else 'not '}promised")
+        if probabilities is not None:
+            self._values[router][rows] = probabilities
+
+    @property
+    def flagged(self) -> int:
+        """How many rows hold a router whose probabilities are no numbers, and are null on disk."""
+        spoilt = np.zeros(self.n_rows, np.bool_)
+        for values in self._values.values():
+            spoilt |= np.isnan(values).any(axis=1)
+        return int(spoilt.sum())
+
+    def to_table(self) -> pa.Table:
+        """Return a column a router with known probabilities: lists of float16, null where they are no numbers."""
+        columns = {}
+        for router, values in self._values.items():
+            spoilt = np.isnan(values).any(axis=1)
+            mask = pa.array(spoilt) if spoilt.any() else None
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=mask)
+            columns[probabilities_column(router)] = lists
         return pa.table(columns)
 
 

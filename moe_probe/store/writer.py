@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,38 +25,35 @@ from moe_probe.schema import (
     DOCUMENTS_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    PROBABILITIES_FOLDER,
     ROUTING_FOLDER,
     SCHEMA_VERSION,
     TOKENS_FOLDER,
     LabelSet,
     Router,
+    probabilities_file,
     routing_file,
     tokens_file,
 )
-from moe_probe.store.files import count_rows, flush, new_file, read_footer, read_json, writing
+from moe_probe.store.files import flush, new_file, read_json, writing
+from moe_probe.store.parquet import (
+    ShardFacts,
+    all_warnings,
+    read_facts,
+    write_probabilities,
+    write_routing,
+    write_tokens,
+)
 from moe_probe.store.plan import check_same_plan
-from moe_probe.store.shards import METADATA_KEY
+
+__all__ = ["LOCK_FILE", "SPOOL_FILE", "RunWriter", "ShardFacts", "write_routing", "write_tokens"]
 
 LOCK_FILE = "writer.lock"
 SPOOL_FILE = "spool.arrow.tmp"
 """Where a tracer may keep its inputs while it writes the run."""
 
-_BEFORE_THE_PLAN = {LOCK_FILE, SPOOL_FILE, TOKENS_FOLDER, ROUTING_FOLDER, f"{PLAN_FILE}.tmp"}
-
-_ROW_GROUP_ROWS = 131_072
-_WIDE_ROW_GROUP_ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class ShardFacts:
-    """What is known about a shard beside its rows.
-
-    `scores[i]` says that the entropy and margin of router i are known. `warnings` are sentences for the manifest.
-    """
-
-    scores: tuple[bool, ...]
-    self_check: str
-    warnings: tuple[str, ...] = ()
+_FOLDERS = (TOKENS_FOLDER, PROBABILITIES_FOLDER, ROUTING_FOLDER)
+_BEFORE_THE_PLAN = {LOCK_FILE, SPOOL_FILE, *_FOLDERS, f"{PLAN_FILE}.tmp"}
 
 
 class RunWriter:
@@ -114,7 +110,7 @@ class RunWriter:
             # Nothing is whole: the next attempt may differ, so do not hold it to this plan.
             for name in (PLAN_FILE, DOCUMENTS_FILE):
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (TOKENS_FOLDER, ROUTING_FOLDER):
+            for folder in _FOLDERS:
                 shutil.rmtree(self.path / folder, ignore_errors=True)
         self._unlock()
 
@@ -131,7 +127,7 @@ class RunWriter:
         for name in (PLAN_FILE, MANIFEST_FILE, DOCUMENTS_FILE):
             (self.path / f"{name}.tmp").unlink(missing_ok=True)
         (self.path / SPOOL_FILE).unlink(missing_ok=True)
-        for folder in (TOKENS_FOLDER, ROUTING_FOLDER):
+        for folder in _FOLDERS:
             for left_over in (self.path / folder).glob("part-*.parquet.tmp"):
                 left_over.unlink()
 
@@ -164,7 +160,7 @@ class RunWriter:
         shards: Any = plan["shards"]
         for number, (_, _, rows) in enumerate(shards):
             if (self.path / routing_file(number)).exists():
-                self._facts[number] = (rows, _read_facts(self.path, number, rows))
+                self._facts[number] = (rows, read_facts(self.path, number, rows))
 
     def is_complete(self) -> bool:
         """Return whether the run was finished before, so that nothing is left to do."""
@@ -199,22 +195,34 @@ class RunWriter:
                 raise ValueError("write_documents needs at least one table, if an empty one")
             writer.close()
 
-    def write_shard(self, number: int, tokens: pa.Table, routing: pa.Table, facts: ShardFacts) -> None:
-        """Write a shard: tokens first, then routing, after which it exists.
+    def write_shard(
+        self, number: int, tokens: pa.Table, routing: pa.Table, facts: ShardFacts, probabilities: pa.Table | None = None
+    ) -> None:
+        """Write a shard: tokens first, then probabilities if there are, then routing, after which it exists.
 
         Args:
             number: the shard's place in the plan.
             tokens: a row a token; see `schema.TOKEN_COLUMNS`.
             routing: a row a token, in the same order; see `schema.routing_columns`.
             facts: what is known about the shard beside its rows.
+            probabilities: a row a token, in the same order, where they were asked for.
 
         Raises:
             MoeProbeError: if the disk is full.
         """
+        if (probabilities is not None) != any(facts.probabilities):
+            raise ValueError(f"shard {number}: its facts and its tables differ in whether there are probabilities")
+        if probabilities is not None and probabilities.num_rows != tokens.num_rows:
+            raise ValueError(f"shard {number}: {tokens.num_rows} token rows, {probabilities.num_rows} of probabilities")
         if tokens.num_rows != routing.num_rows:
             raise ValueError(f"shard {number}: {tokens.num_rows} token rows, {routing.num_rows} routing rows")
         with self._new_file(tokens_file(number)) as temporary:
             write_tokens(temporary, tokens)
+        if probabilities is not None:
+            with writing(self.path):
+                (self.path / PROBABILITIES_FOLDER).mkdir(exist_ok=True)
+            with self._new_file(probabilities_file(number)) as temporary:
+                write_probabilities(temporary, probabilities)
         with self._new_file(routing_file(number)) as temporary:
             write_routing(temporary, routing, facts)
         self._facts[number] = (tokens.num_rows, facts)
@@ -263,17 +271,19 @@ class RunWriter:
         scores = self.scores or (False,) * len(routers)
         # What is not said is true: a run that was traced has weights, and says so by saying nothing.
         unweighted = {} if weights else {"weights": False}
+        shared = in_order[0][1].probabilities if in_order else ()
+        of_probabilities: Sequence[dict[str, bool]] = [{"probabilities": known} for known in shared]
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "complete": complete,
             **about,
             "routers": [
-                {**router.as_dict(), "scores": scored, **unweighted}
-                for router, scored in zip(routers, scores, strict=True)
+                {**router.as_dict(), "scores": scored, **unweighted, **more}
+                for router, scored, more in zip(routers, scores, of_probabilities or [{}] * len(routers), strict=True)
             ],
             "labels": [label.as_dict() for label in labels],
             "self_check": in_order[0][1].self_check if in_order else "not run: no shard is whole",
-            "warnings": list(dict.fromkeys(warning for _, facts in in_order for warning in facts.warnings)),
+            "warnings": all_warnings([facts for _, facts in in_order]),
             "shards": [{"number": number, "rows": self._facts[number][0]} for number in self.shards],
         }
         self._write_json(MANIFEST_FILE, manifest)
@@ -286,56 +296,6 @@ class RunWriter:
     def _new_file(self, name: str) -> Iterator[Path]:
         with new_file(self.path / name, self.shards) as temporary:
             yield temporary
-
-
-def write_tokens(path: Path, tokens: pa.Table) -> None:
-    """Write a tokens file: every column compressed, statistics for those that readers look up."""
-    with pq.ParquetWriter(
-        path,
-        tokens.schema,
-        compression="zstd",
-        compression_level=1,
-        write_statistics=["document", "position", "window_position", "token_id"],
-        store_schema=False,
-    ) as writer:
-        writer.write_table(tokens, row_group_size=_ROW_GROUP_ROWS)
-        writer.add_key_value_metadata(tokens.schema.metadata or {})
-
-
-def write_routing(path: Path, routing: pa.Table, facts: ShardFacts) -> None:
-    """Write a routing file.
-
-    Experts are dictionary-encoded, which is near their entropy, and not compressed. Weights and scores are float16,
-    plain, zstd level 1: with a dictionary they would be 3 to 7 % smaller and take twice the time to write.
-    """
-    experts = [name for name in routing.column_names if name.startswith("expert_")]
-    others = [name for name in routing.column_names if not name.startswith("expert_")]
-    slots = max((int(name.split("_")[2]) + 1 for name in experts), default=0)
-    with pq.ParquetWriter(
-        path,
-        routing.schema,
-        use_dictionary=experts,
-        compression={name: "none" for name in experts} | {name: "zstd" for name in others},
-        compression_level={name: 1 for name in others},
-        write_statistics=False,
-        store_schema=False,
-    ) as writer:
-        writer.write_table(routing, row_group_size=_ROW_GROUP_ROWS if slots <= 2 else _WIDE_ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **asdict(facts)})})
-
-
-def _read_facts(run: Path, number: int, rows: int) -> ShardFacts:
-    footer = read_footer(run / routing_file(number))
-    for name, found in (
-        (routing_file(number), footer.num_rows),
-        (tokens_file(number), count_rows(run / tokens_file(number))),
-    ):
-        if found != rows:
-            raise RunError(
-                f"{run / name}: {found} rows where the plan has {rows}; delete the shard's files and use --resume"
-            )
-    facts = json.loads((footer.metadata or {}).get(METADATA_KEY, b"{}"))
-    return ShardFacts(tuple(facts["scores"]), facts["self_check"], tuple(facts["warnings"]))
 
 
 def _lock(path: Path) -> int:

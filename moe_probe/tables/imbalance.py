@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from moe_probe.counts import load_counts, load_scores
+from moe_probe.counts import ExpertLoads, iter_expert_loads, load_counts, load_scores, wide_routers
 from moe_probe.measures.balance import load_balance
 from moe_probe.measures.verdicts import DEAD, UNSEEN
 from moe_probe.tables.columns import LAYER, ROUTER, SLOT, TOKENS, Column
@@ -16,6 +16,7 @@ from moe_probe.tables.load import expert_verdicts
 from moe_probe.tables.rows import ANY_SLOT, router_rows, stack_rows
 
 if TYPE_CHECKING:
+    from moe_probe.counts import Scores
     from moe_probe.store import Run
 
 BALANCE_COLUMNS = (
@@ -78,7 +79,8 @@ BALANCE_COLUMNS = (
         pl.Int64,
         "experts",
         "Experts without an assignment in at least 30 documents of at least two domains and so many tokens that their "
-        "share is bounded below a tenth of the even one.",
+        "share is bounded below a tenth of the even one. Null in a run with a router of more than 16,384 experts: all "
+        "that have none are unseen there.",
     ),
     Column(
         "unseen",
@@ -100,6 +102,9 @@ def balance(run: Run) -> pl.DataFrame:
         The columns of balance.csv. Entropy and margin are null where the model gives no scores; all measures are where
         every slot was dropped.
     """
+    if wide_routers(run):
+        pairs = zip(iter_expert_loads(run), load_scores(run), strict=True)
+        return stack_rows(BALANCE_COLUMNS, [_load_row(loads, scores) for loads, scores in pairs if loads.n])
     counts = load_counts(run, "phase", ANY_SLOT, "all")
     if counts.n == 0:
         return stack_rows(BALANCE_COLUMNS, [])
@@ -115,3 +120,13 @@ def balance(run: Run) -> pl.DataFrame:
         row |= {"dropped": counts.n * router.n_slots - int(load.sum()), "n": counts.n}
         frames.append(router_rows(router, ANY_SLOT, "all", {}, row))
     return stack_rows(BALANCE_COLUMNS, frames)
+
+
+def _load_row(loads: ExpertLoads, scores: Scores) -> pl.DataFrame:
+    """The row of a router of which loads alone are counted."""
+    measured = load_balance(loads.load)
+    row: dict[str, object] = {} if measured is None else asdict(measured)
+    row |= asdict(scores)
+    row |= {"unseen": int(np.count_nonzero(loads.load == 0)), "n": loads.n}
+    row |= {"dropped": loads.n * loads.router.n_slots - int(loads.load.sum())}
+    return router_rows(loads.router, ANY_SLOT, "all", {}, row)

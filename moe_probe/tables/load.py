@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_probe.counts import LabelCounts, load_counts
+from moe_probe.counts import ExpertLoads, LabelCounts, iter_expert_loads, load_counts, wide_routers
 from moe_probe.counts.clusters import DOCUMENT
 from moe_probe.errors import BadInputError
-from moe_probe.measures.shares import clustered_shares
+from moe_probe.measures.shares import Shares, clustered_shares
 from moe_probe.measures.verdicts import load_verdicts, share_verdicts
 from moe_probe.tables.columns import ASSIGNMENTS, EXPERT, LAYER, MIXTRAL, ROUTER, SLOT, TOKENS, Column
 from moe_probe.tables.rows import ANY_SLOT, router_rows, stack_rows
@@ -78,13 +78,16 @@ def load_table(run: Run, *, convention: Convention = "mixtral") -> pl.DataFrame:
             over any slot by the number of slots, so that they are shares of tokens, and compares with k/E.
 
     Returns:
-        The columns of load.csv. `share` is null where every slot was dropped.
+        The columns of load.csv. `share` is null where every slot was dropped. In a run with a router of more than
+        16,384 experts each router has rows for the experts with most assignments alone, 1,024 at most.
 
     Raises:
         BadInputError: there is no such convention.
     """
     if convention not in CONVENTIONS:
         raise BadInputError(f"convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
+    if wide_routers(run):
+        return stack_rows(LOAD_COLUMNS, [rows for loads in iter_expert_loads(run) for rows in _told(loads, convention)])
     n_slots = max((router.n_slots for router in run.routers), default=0)
     by_slot = [load_counts(run, "phase", slot, "all") for slot in range(n_slots)]
     if not by_slot or by_slot[0].n == 0:
@@ -132,14 +135,39 @@ def _share_rows(
         verdicts: (experts,).
         factor: 1, or the number of slots.
     """
-    shares = clustered_shares(clustered)
-    columns = {
-        "expert": np.arange(router.n_experts),
+    columns = _share_columns(clustered, clustered_shares(clustered), factor)
+    columns |= {"expert": np.arange(router.n_experts), "verdict": verdicts}
+    same = {"uniform": factor / router.n_experts, "n": int(clustered.sum())}
+    return router_rows(router, slot, "all", columns, same)
+
+
+def _share_columns(clustered: NDArray[np.int64], shares: Shares, factor: int) -> dict[str, NDArray[np.generic]]:
+    return {
         "assignments": clustered.sum(axis=0),
         "share": shares.share * factor,
         "ci_low": shares.low * factor,
         "ci_high": shares.high * factor,
-        "verdict": verdicts,
     }
-    same = {"uniform": factor / router.n_experts, "n": int(clustered.sum())}
-    return router_rows(router, slot, "all", columns, same)
+
+
+def _told(loads: ExpertLoads, convention: Convention) -> list[pl.DataFrame]:
+    """The rows of a router of which the experts with most assignments are told: any slot, then slot by slot."""
+    router, told = loads.router, loads.told
+    frames = []
+    for slot in range(-1, router.n_slots if loads.n else -1):
+        clustered = loads.clustered.sum(axis=0) if slot < 0 else loads.clustered[slot]
+        factor = router.n_slots if convention == "olmoe" and slot < 0 else 1
+        shares = clustered_shares(clustered)  # all others are one more column
+        columns = {name: of[:-1] for name, of in _share_columns(clustered, shares, factor).items()}
+        columns |= {"expert": told, "verdict": _told_verdicts(loads, shares)[:-1]}
+        same = {"uniform": factor / router.n_experts, "n": int(clustered.sum())}
+        frames.append(router_rows(router, ANY_SLOT if slot < 0 else str(slot), "all", columns, same))
+    return frames
+
+
+def _told_verdicts(loads: ExpertLoads, shares: Shares) -> NDArray[np.object_]:
+    """Return the verdicts of the experts told, against an even share of all there are."""
+    # The verdict compares with one over the number of shares, which are few of the router's: so they are scaled.
+    scale = loads.router.n_experts / shares.share.size
+    scaled = Shares(shares.share * scale, shares.low * scale, shares.high * scale, shares.deff, shares.geff)
+    return share_verdicts(scaled, of_documents=loads.cluster_unit == DOCUMENT)

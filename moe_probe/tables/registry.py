@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from moe_probe.counts import wide_routers
 from moe_probe.tables.columns import Column
 from moe_probe.tables.depths import PATH_COLUMNS, TRANSITION_COLUMNS, paths, transitions
 from moe_probe.tables.distances import DIVERGENCE_COLUMNS, divergence
@@ -47,6 +48,8 @@ _OF_EVERY_RUN = (
     "affinity",
     "divergence",
 )
+_OF_LOADS = ("load", "balance", "repetition", "position", "coactivation", "transitions", "paths")
+"""The tables that can be made whatever the number of experts."""
 _TAKEN = (*_OF_EVERY_RUN, "columns", "tokens", "syntax", "run")
 
 
@@ -62,7 +65,8 @@ class Table:
 def tables_of(run: Run) -> list[Table]:
     """Return every table of a run, none of them made yet.
 
-    A label's table is made once, also where the experts' names ask for it again.
+    A label's table is made once, also where the experts' names ask for it again. In a run with a router of more than
+    16,384 experts there are none that hold a number for each expert and label, token or domain.
     """
     labels = [label_set.name for label_set in run.labels]
 
@@ -76,7 +80,7 @@ def tables_of(run: Run) -> list[Table]:
     def names() -> pl.DataFrame:
         return expert_names(run, tables={label: of_label(label) for label in labels})
 
-    return [
+    every = [
         Table("load", LOAD_COLUMNS, partial(load_table, run)),
         Table("balance", BALANCE_COLUMNS, partial(balance, run)),
         *(Table(label_file(label), LABEL_COLUMNS, partial(of_label, label)) for label in labels),
@@ -92,6 +96,7 @@ def tables_of(run: Run) -> list[Table]:
         Table("affinity", AFFINITY_COLUMNS, partial(affinity, run)),
         *([Table("divergence", DIVERGENCE_COLUMNS, partial(divergence, run))] if "domain" in labels else []),
     ]
+    return [table for table in every if table.file in _OF_LOADS] if wide_routers(run) else every
 
 
 def _empty() -> dict[str, type[pl.DataType]]:

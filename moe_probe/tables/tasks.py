@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
-from moe_probe.counts import N_CLUSTERS, find_label, load_rows
+from moe_probe.counts import N_CLUSTERS, find_label, load_rows, refuse_wide
 from moe_probe.counts.clusters import Clusters, unit_for
 from moe_probe.errors import BadInputError
 from moe_probe.measures.affinity import Means, clustered_means, ranks, smallest_set
@@ -125,8 +125,9 @@ def affinity(run: Run, *, p: float = 0.2, by: str = DOMAIN_OF_DOCUMENT) -> pl.Da
         The columns of affinity.csv: rows over all tokens first, then of each domain.
 
     Raises:
-        BadInputError: `p` is out of range, or the run has no such label.
+        BadInputError: `p` is out of range, the run has no such label, or it has a router of more than 16,384 experts.
     """
+    refuse_wide(run, "affinity")
     if not 0 < p <= 1:
         raise BadInputError(f"p {p!r}: the part that the experts must reach lies above 0 and is at most 1")
     columns = [] if by == DOMAIN_OF_DOCUMENT else [find_label(run, by).name]

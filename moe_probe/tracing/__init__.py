@@ -10,14 +10,18 @@
 | `reading`, `encoding`, `spool` | documents to token ids, once, kept on disk meanwhile |
 | `batches`, `forward` | windows to batches, batches through the model |
 | `rows` | token rows and labels |
-| `pipeline` | shards, with the threads beside the model |
-| `manifest` | what the run says of its making |
+| `shard` | one shard, from its text to its tables: the same whoever makes it |
+| `work` | the shards still to be made, and how they reach the disk |
+| `pipeline` | makes them here, with threads beside the model |
+| `probabilities` | how much room whole distributions over experts take |
+| `manifest`, `profile` | what the run says of its making, and where the time went |
 
 This is the only package that knows both the model's half of the library and the store's.
 """
 
 from moe_probe.tracing.generating import generate_and_trace
+from moe_probe.tracing.profile import BESIDE, Profile
 from moe_probe.tracing.tracer import trace
 from moe_probe.watching import Progress
 
-__all__ = ["Progress", "generate_and_trace", "trace"]
+__all__ = ["BESIDE", "Profile", "Progress", "generate_and_trace", "trace"]

@@ -1,15 +1,16 @@
 """Runs a model over batches of windows and gives back what was recorded.
 
-The model runs without its head, which would cost a matrix product of the size of the vocabulary for every token. Where
-memory is too small a batch is halved, and halved again. It does not know documents, labels or files.
+The model runs without its head, which would cost a matrix product of the size of the vocabulary for every token. What
+was recorded on CUDA is taken some batches later, so that nobody waits for the device in between. Where memory is too
+small a batch is halved, and halved again. It does not know documents, labels or files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,16 @@ from torch import nn
 from moe_probe.errors import MoeProbeError, RoutingError, UnsupportedModelError
 from moe_probe.models import LanguageModel
 from moe_probe.recording import Recording, record
-from moe_probe.recording.routing import Routing
+from moe_probe.recording.routing import Decisions, Routing
 from moe_probe.store.plan import Windowing
 from moe_probe.tracing.batches import Batch, PlacedWindow, assemble, halve
+from moe_probe.tracing.profile import COPY, MODEL, Stopwatch
 
 _LOGITS_AT_ONCE = 2**25
 _PROBE_TOKENS = 8
+
+HELD_BYTES = 64 * 2**20
+"""Of so much recorded routing the rows may wait until they are taken, where taking waits for the device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,14 @@ class Outcome:
     """Whether memory was too small for the batch that its windows should have shared."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A batch that the model has seen, and whose routing is still the recorder's."""
+
+    batch: Batch
+    surprisal: torch.Tensor | None
+
+
 @dataclass(eq=False)
 class ForwardPass:
     """A model under recording, ready to run over batches.
@@ -45,6 +58,7 @@ class ForwardPass:
     Attributes:
         prefix: the special tokens at each window's start.
         surprisal: whether to compute the surprisal of each token.
+        held_bytes: of so much recorded routing the rows may wait; 0 takes them after every batch.
         limit: tokens that fit into memory at once, if a batch did not.
     """
 
@@ -53,8 +67,10 @@ class ForwardPass:
     prefix: Sequence[int]
     surprisal: bool
     recording: Recording
+    clock: _Clock
+    held_bytes: int
     limit: int | None = field(default=None, init=False)
-    _depth: int = field(default=0, init=False)
+    _held: list[_Held] = field(default_factory=list, init=False)
 
     @property
     def self_check(self) -> str:
@@ -62,44 +78,64 @@ class ForwardPass:
         check = self.recording.self_check
         return "passed" if check.startswith("passed") else check
 
-    def run(self, windows: Sequence[PlacedWindow], ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
-        """Yield what came out for windows that should share a batch; more than one outcome where memory is small.
+    def run(
+        self, groups: Iterable[Sequence[PlacedWindow]], ids_of: Mapping[int, npt.NDArray[np.int32]]
+    ) -> Iterator[Outcome]:
+        """Yield what came out for groups of windows that should share a batch: one outcome, more where memory is small.
 
         Raises:
             MoeProbeError: if a single window does not fit into memory.
             RoutingError: if the recorder did not see each token once.
         """
-        batch = assemble(windows, self.windowing, self.prefix, ids_of)
-        if self.limit is not None and batch.ids.size > self.limit and len(windows) > 1:
-            yield from self._run_halves(windows, ids_of)
-            return
-        outcome = self._try(batch)
-        if outcome is not None:
-            yield outcome
-            return
-        if len(windows) == 1:
+        self._held = []
+        for windows in groups:
+            yield from self._run(assemble(windows, self.windowing, self.prefix, ids_of), ids_of)
+        yield from self._take()
+
+    def _run(self, batch: Batch, ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
+        if self.limit is not None and batch.ids.size > self.limit and len(batch.windows) > 1:
+            yield from self._take()
+            yield from self._run_halves(batch, ids_of)
+        elif self._try(batch):
+            if sum(held.batch.n_tokens for held in self._held) * self._bytes_per_token >= self.held_bytes:
+                yield from self._take()
+        elif self._held:
+            # What the failed forward left can no longer be told from what waited: all are run again, one by one.
+            again, self._held = [*(held.batch for held in self._held), batch], []
+            for one in again:
+                yield from self._run_alone(one, ids_of)
+        else:
+            yield from self._shrink(batch, ids_of)
+
+    def _run_alone(self, batch: Batch, ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
+        """Run a batch while nothing waits."""
+        if self._try(batch):
+            yield from self._take()
+        else:
+            yield from self._shrink(batch, ids_of)
+
+    def _shrink(self, batch: Batch, ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
+        """Run what did not fit in halves, and from now on nothing larger than they are."""
+        if len(batch.windows) == 1:
             raise MoeProbeError(
                 f"{self.lm.name}: out of memory on {self.lm.device} in a window of {batch.n_tokens} tokens; use a"
                 f" shorter --context than {self.windowing.context}, or load the model in fewer bits"
             )
-        # Half of what was too much, so that the next batches do not fail first.
         self.limit = min(self.limit or batch.ids.size, max(1, batch.ids.size // 2))
-        yield from self._run_halves(windows, ids_of)
+        yield from self._run_halves(batch, ids_of)
 
-    def _run_halves(
-        self, windows: Sequence[PlacedWindow], ids_of: Mapping[int, npt.NDArray[np.int32]]
-    ) -> Iterator[Outcome]:
-        self._depth += 1
-        try:
-            for half in halve(windows):
-                yield from self.run(half, ids_of)
-        finally:
-            self._depth -= 1
+    def _run_halves(self, batch: Batch, ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
+        for windows in halve(batch.windows):
+            half = assemble(windows, self.windowing, self.prefix, ids_of)
+            too_large = self.limit is not None and half.ids.size > self.limit and len(windows) > 1
+            for outcome in self._run_halves(half, ids_of) if too_large else self._run_alone(half, ids_of):
+                yield replace(outcome, halved=True)
 
-    def _try(self, batch: Batch) -> Outcome | None:
-        """Return what came out, or None where memory was too small."""
+    def _try(self, batch: Batch) -> bool:
+        """Return whether memory was large enough for a batch; then its routing waits to be taken."""
         try:
-            return self._forward(batch)
+            self._held.append(self._forward(batch))
+            return True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -108,24 +144,54 @@ class ForwardPass:
             self.recording.take()
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
-        return None
+        return False
 
-    def _forward(self, batch: Batch) -> Outcome:
+    def _forward(self, batch: Batch) -> _Held:
         with torch.inference_mode():
-            hidden = decode(self.lm, batch)
+            with self.clock.forward():
+                hidden = decode(self.lm, batch)
+            with self.clock.stopwatch.part(MODEL):
+                return _Held(batch, surprisal_nats(self.lm, hidden, batch) if self.surprisal else None)
+
+    def _take(self) -> Iterator[Outcome]:
+        """Yield what waited."""
+        held, self._held = self._held, []
+        if not held:
+            return
+        with self.clock.stopwatch.part(MODEL):
+            self.clock.wait()
+        with self.clock.stopwatch.part(COPY):
             routing = self.recording.take()
-            if routing.n_tokens != batch.n_tokens:
+            expected = sum(one.batch.n_tokens for one in held)
+            if routing.n_tokens != expected:
+                batches = "a batch" if len(held) == 1 else f"{len(held)} batches"
                 raise RoutingError(
-                    f"{self.lm.name}: {routing.n_tokens} tokens were recorded of a batch of {batch.n_tokens};"
+                    f"{self.lm.name}: {routing.n_tokens} tokens were recorded of {batches} of {expected};"
                     " this is a fault, please report it"
                 )
-            bits = surprisal_bits(self.lm, hidden, batch) if self.surprisal else None
-        return Outcome(batch, routing, bits, halved=self._depth > 0)
+            outcomes = []
+            first = 0
+            for one in held:
+                bits = None if one.surprisal is None else _to_bits(one.surprisal)
+                outcomes.append(Outcome(one.batch, _rows(routing, first, one.batch.n_tokens), bits, halved=False))
+                first += one.batch.n_tokens
+        yield from outcomes
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """What the recorder holds of a token: experts in 2 bytes, weights, entropy and margin in 4."""
+        return sum(6 * router.n_slots + 8 for router in self.recording.routers)
 
 
 @contextmanager
 def open_forward(
-    lm: LanguageModel, windowing: Windowing, prefix: Sequence[int], *, surprisal: bool
+    lm: LanguageModel,
+    windowing: Windowing,
+    prefix: Sequence[int],
+    *,
+    surprisal: bool,
+    stopwatch: Stopwatch,
+    probabilities: bool = False,
 ) -> Iterator[ForwardPass]:
     """Record a model while the block is open.
 
@@ -135,8 +201,48 @@ def open_forward(
     if surprisal:
         check_head(lm)
     lm.model.eval()  # type: ignore[no-untyped-call]  # dropout and router noise off
-    with record(lm.model) as recording:
-        yield ForwardPass(lm, windowing, prefix, surprisal, recording)
+    clock = _Clock(stopwatch, lm.device)
+    handle = decoder(lm).register_forward_hook(clock.model_ended)  # before the recorder's, which sorts and sends
+    try:
+        with record(lm.model, probabilities=probabilities) as recording:
+            # Probabilities of many experts are too large to wait.
+            held_bytes = HELD_BYTES if lm.device.type == "cuda" and not probabilities else 0
+            yield ForwardPass(lm, windowing, prefix, surprisal, recording, clock, held_bytes)
+    finally:
+        handle.remove()
+
+
+class _Clock:
+    """Tells the model's time from the recorder's, which sorts and sends in a hook when the model has ended.
+
+    On CUDA the recorder then waits for the forward before, and `take` for the last one: that time is the model's.
+    """
+
+    def __init__(self, stopwatch: Stopwatch, device: torch.device) -> None:
+        self.stopwatch = stopwatch
+        self._device = device
+        self._recorder = ExitStack()
+        self._queued: torch.cuda.Event | None = None
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Charge a forward to the model until it ends, and what follows to the recorder."""
+        with self.stopwatch.part(MODEL), self._recorder:
+            yield
+        if self._device.type == "cuda":
+            self._queued = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._queued.record(torch.cuda.current_stream(self._device))
+
+    def model_ended(self, model: nn.Module, args: object, output: object) -> None:
+        """Hear from the model that it has ended; what it queued on CUDA may still be going on."""
+        self.wait()
+        self._recorder.enter_context(self.stopwatch.part(COPY))
+
+    def wait(self) -> None:
+        """Wait for the last forward that was queued on CUDA, if there is one."""
+        if self._queued is not None:
+            self._queued.synchronize()
+            self._queued = None
 
 
 def decoder(lm: LanguageModel) -> nn.Module:
@@ -147,11 +253,25 @@ def decoder(lm: LanguageModel) -> nn.Module:
 
 def decode(lm: LanguageModel, batch: Batch) -> torch.Tensor:
     """Return the last hidden states of a batch, (windows, tokens, hidden), from the model without its head."""
-    ids = torch.from_numpy(batch.ids).to(lm.device)
-    positions = torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
-    mask = torch.from_numpy(batch.mask).to(lm.device) if batch.is_padded else None
+    device = _device(lm)
+    ids = _send(batch.ids, device)
+    positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+    mask = _send(batch.mask, device) if batch.is_padded else None
     hidden: torch.Tensor = decoder(lm)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
     return hidden
+
+
+def _device(lm: LanguageModel) -> torch.device:
+    """Return `lm.device`, which looks through all parameters, at the cost of one where one tells."""
+    embedding: nn.Module = lm.model.get_input_embeddings()
+    first = next((parameter.device for parameter in embedding.parameters()), None)
+    return lm.device if first is None or first.type == "meta" else first
+
+
+def _send(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Return an array on a device; on CUDA from pinned memory, so that nobody waits for the forward before."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -167,20 +287,50 @@ def surprisal_bits(lm: LanguageModel, hidden: torch.Tensor, batch: Batch) -> npt
 
     Not a number for the first token of a window, which has none before it.
     """
-    ids = torch.from_numpy(batch.ids)
-    lines, places = (torch.from_numpy(axis) for axis in np.nonzero(batch.mask))  # in the recorder's order
+    return _to_bits(surprisal_nats(lm, hidden, batch))
+
+
+def surprisal_nats(lm: LanguageModel, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the surprisal of each kept token, (kept,), in nats, where the hidden states are; see `surprisal_bits`."""
+    lines, places = np.nonzero(batch.mask)  # in the recorder's order
     lines, places = lines[batch.kept], places[batch.kept]
-    bits = torch.full((len(places),), math.nan)
-    later = torch.nonzero(places > 0)[:, 0]
+    later = np.flatnonzero(places > 0)
+    at, chosen, before, row = (
+        _send(array, hidden.device)
+        for array in (later, batch.ids[lines[later], places[later]], places[later] - 1, lines[later])
+    )
+    nats = torch.full((len(places),), math.nan, device=hidden.device)
     head = _head_of(lm)
-    vocabulary = lm.model.config.get_text_config().vocab_size
-    for part in torch.split(later, max(1, _LOGITS_AT_ONCE // vocabulary)):
-        before = hidden[lines[part].to(hidden.device), places[part].to(hidden.device) - 1]
-        logits = head(before).float()
-        chosen = ids[lines[part], places[part]].to(logits.device)
-        nats = torch.logsumexp(logits, 1) - logits.gather(1, chosen[:, None])[:, 0]
-        bits[part] = nats.cpu() / math.log(2)
-    return bits.numpy()
+    at_once = max(1, _LOGITS_AT_ONCE // lm.model.config.get_text_config().vocab_size)
+    for start in range(0, len(later), at_once):
+        part = slice(start, start + at_once)
+        logits = head(hidden[row[part], before[part]]).float()
+        own = logits.gather(1, chosen[part].to(logits.device)[:, None])[:, 0]
+        nats[at[part]] = (torch.logsumexp(logits, 1) - own).to(hidden.device)
+    return nats
+
+
+def _to_bits(nats: torch.Tensor) -> npt.NDArray[np.float32]:
+    bits: npt.NDArray[np.float32] = (nats.cpu() / math.log(2)).numpy()
+    return bits
+
+
+def _rows(routing: Routing, first: int, count: int) -> Routing:
+    """Return some rows of what was recorded, without copying."""
+    if count == routing.n_tokens:
+        return routing
+    rows = slice(first, first + count)
+    decisions = [
+        Decisions(
+            one.experts[:, rows],
+            one.weights[:, rows],
+            None if one.entropy is None else one.entropy[rows],
+            None if one.margin is None else one.margin[rows],
+            None if one.probabilities is None else one.probabilities[rows],
+        )
+        for one in routing.decisions
+    ]
+    return Routing(routing.routers, decisions, routing.sequences[rows], routing.positions[rows])
 
 
 def check_head(lm: LanguageModel) -> None:

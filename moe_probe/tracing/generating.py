@@ -29,10 +29,12 @@ from moe_probe.tracing.encoding import EncodedDocument, Encoder
 from moe_probe.tracing.generator import Generator, open_generator
 from moe_probe.tracing.job import Job, check_context, n_embeddings, open_job
 from moe_probe.tracing.kept import Kept
+from moe_probe.tracing.profile import GENERATE, READ, OnProfile
 from moe_probe.tracing.prompts import Chat
 from moe_probe.tracing.reading import check_labels, read_corpus, stream_documents
 from moe_probe.tracing.spelling import spell
 from moe_probe.tracing.spool import Spool
+from moe_probe.tracing.work import Engine
 from moe_probe.watching import Cancelled, OnProgress
 
 
@@ -52,10 +54,13 @@ def generate_and_trace(
     context: int | None = None,
     special: bool = False,
     surprisal: bool = False,
+    probabilities: bool = False,
     shard_rows: int | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
+    on_profile: OnProfile | None = None,
     cancel: threading.Event | None = None,
+    engine: Engine | None = None,
 ) -> Run:
     """Let a model go on with documents, and record which experts every token of both was sent to.
 
@@ -85,10 +90,13 @@ def generate_and_trace(
             model was made for.
         special: as for `trace`.
         surprisal: as for `trace`.
+        probabilities: as for `trace`.
         shard_rows: as for `trace`.
         resume: go on with a run that is there; without one, start.
         on_progress: called after each batch, in the phases "reading", "generating" and "tracing".
+        on_profile: called once at the end with where the time went, see `Profile`.
         cancel: once set, the work stops after the batch in hand; in "tracing" what is whole is the run.
+        engine: what makes the shards of the pass that records, see `tracing.work`; None: this process.
 
     Returns:
         The run, complete unless it was cancelled. Its manifest says under `generation` how it was written.
@@ -117,13 +125,17 @@ def generate_and_trace(
         batch_tokens=batch_tokens,
         shard_rows=shard_rows,
         surprisal=surprisal,
+        probabilities=probabilities,
         on_progress=on_progress,
+        on_profile=on_profile,
         cancel=cancel,
+        engine=engine,
     )
     documents = stream_documents(inputs, language)
     encoded = encoder.encode(documents) if template is None else template.prompts(documents)
     with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
-        prompts = _read_prompts(job, encoded, max_new_tokens)
+        with job.stopwatch.part(READ):
+            prompts = _read_prompts(job, encoded, max_new_tokens)
         about = {"chat": chat, **generator.describe()}
         made_from = {
             "prompts": _digest(prompts, lm, chat),
@@ -133,7 +145,8 @@ def generate_and_trace(
         }
         kept = Kept(writer.path, made_from, resume=resume)
         labellers = list(job.labellers.values())
-        *_, corpus = read_corpus(_continued(job, generator, prompts, kept), labellers, spool, None)
+        with job.stopwatch.part(READ):
+            *_, corpus = read_corpus(_continued(job, generator, prompts, kept), labellers, spool, None)
         n_prompt = sum(prompt.n_tokens for prompt in prompts)
         tokens = {"prompt_tokens": n_prompt, "generated_tokens": corpus.n_tokens - n_prompt}
         job.carry_out(writer, spool, corpus, {}, about | tokens)
@@ -164,7 +177,7 @@ def _read_prompts(job: Job, groups: Iterable[list[EncodedDocument]], max_new_tok
 
 
 def _check_length(job: Job, prompt: EncodedDocument, max_new_tokens: int) -> None:
-    n_fed, room = prompt.n_tokens + len(job.encoder.prefix), job.windowing.context
+    n_fed, room = prompt.n_tokens + len(job.encoder.prefix), job.recipe.windowing.context
     if n_fed == 0:
         raise BadInputError(
             f"document {prompt.document.name!r}: it has no token, so that there is nothing to go on from"
@@ -187,7 +200,8 @@ def _continued(
     for number, start in enumerate(range(0, len(prompts), generator.batch_size)):
         batch = prompts[start : start + generator.batch_size]
         if number >= len(kept.batches):
-            kept.add(generator.write(number, [[*job.encoder.prefix, *prompt.ids.tolist()] for prompt in batch]))
+            with job.stopwatch.part(GENERATE):
+                kept.add(generator.write(number, [[*job.encoder.prefix, *prompt.ids.tolist()] for prompt in batch]))
             done += sum(len(ids) for ids in kept.batches[number])
             try:
                 job.watch.step(done)

@@ -15,21 +15,23 @@ import numpy as np
 import pyarrow as pa
 
 from moe_probe.errors import BadInputError
-from moe_probe.labels import Labeller, open_labeller
+from moe_probe.labels import Labeller
 from moe_probe.models import LanguageModel
 from moe_probe.recording.routers import find_routers
-from moe_probe.schema import Router, check_label_name, expert_bits
+from moe_probe.schema import Router, expert_bits
 from moe_probe.store.plan import Layout, Windowing, lay_out, plan_json, shard_rows_for
 from moe_probe.store.writer import RunWriter
 from moe_probe.tracing.batches import group
 from moe_probe.tracing.encoding import Encoder
-from moe_probe.tracing.forward import open_forward
 from moe_probe.tracing.manifest import about_run
-from moe_probe.tracing.pipeline import Pipeline
+from moe_probe.tracing.pipeline import run_here
+from moe_probe.tracing.probabilities import check_room, probabilities_bytes
+from moe_probe.tracing.profile import OnProfile, Stopwatch
 from moe_probe.tracing.reading import Corpus
-from moe_probe.tracing.rows import RowMaker
+from moe_probe.tracing.shard import Recipe
 from moe_probe.tracing.spool import Spool
-from moe_probe.watching import OnProgress, Watch
+from moe_probe.tracing.work import Engine, Work
+from moe_probe.watching import Cancelled, OnProgress, Watch
 
 _BATCH_TOKENS_ON_CPU = 2_048
 _BATCH_TOKENS_ELSEWHERE = 16_384
@@ -37,21 +39,22 @@ _BATCH_TOKENS_ELSEWHERE = 16_384
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a trace is made with: model, tokenizer, windows, labels, limits, and who watches.
+    """What a trace is made with: model, tokenizer, recipe, labels, limits, who watches, and who makes the shards.
 
-    `labellers` holds one for each of `labels`, and one called `phase`. `shard_rows` is None where the corpus decides.
+    `labellers` holds one for each of the recipe's labels, and one called `phase`. `shard_rows` is None where the corpus
+    decides.
     """
 
     lm: LanguageModel
     encoder: Encoder
-    windowing: Windowing
-    labels: tuple[str, ...]
+    recipe: Recipe
     labellers: Mapping[str, Labeller]
     routers: list[Router]
-    batch_tokens: int
     shard_rows: int | None
-    surprisal: bool
     watch: Watch
+    stopwatch: Stopwatch
+    on_profile: OnProfile | None
+    engine: Engine
     started: float = field(default_factory=time.time)
 
     def carry_out(
@@ -64,6 +67,8 @@ class Job:
     ) -> None:
         """Trace what is in the spool; nothing is done for a run that is complete.
 
+        Cancelled or on Ctrl-C, the shards that are whole stay and are the run.
+
         Args:
             writer: the run.
             spool: its documents.
@@ -74,19 +79,22 @@ class Job:
         Raises:
             RunError: if the run that is there was made from something else.
         """
+        recipe = self.recipe
         shard_rows = self.shard_rows
         if shard_rows is None:
-            shard_rows = shard_rows_for(corpus.n_tokens, _bytes_per_row(self.routers))
-        layout = lay_out(corpus.token_counts, self.windowing, shard_rows)
+            width = _bytes_per_row(self.routers) + recipe.probabilities * probabilities_bytes(1, self.routers)
+            shard_rows = shard_rows_for(corpus.n_tokens, width)
+        layout = lay_out(corpus.token_counts, recipe.windowing, shard_rows)
         all_settings: dict[str, object] = {
-            "context": self.windowing.context,
-            "stride": self.windowing.stride,
-            "special": self.windowing.special,
-            "surprisal": self.surprisal,
+            "context": recipe.windowing.context,
+            "stride": recipe.windowing.stride,
+            "special": recipe.windowing.special,
+            "surprisal": recipe.surprisal,
+            **({"probabilities": True} if recipe.probabilities else {}),
             **settings,
-            "batch_tokens": self.batch_tokens,
+            "batch_tokens": recipe.batch_tokens,
             "shard_rows": shard_rows,
-            "labels": {name: self.labellers[name].label_set.source for name in self.labels},
+            "labels": {name: self.labellers[name].label_set.source for name in recipe.labels},
         }
         made_from = {
             "inputs": corpus.digest,
@@ -99,18 +107,43 @@ class Job:
             made_from["generation"] = generation
             further = {"generation": generation, "seed": generation["seed"]}
         writer.publish_plan(plan_json(made_from, layout))
-        if writer.is_complete():
+        if writer.is_complete() and len(writer.shards) == len(layout.shards):  # a damaged one may have been deleted
+            self._tell_profile(0)
             return
 
         def publish() -> None:
-            about = about_run(self.lm, self.encoder, corpus, all_settings, self.started) | further
-            label_sets = [self.labellers[name].label_set for name in self.labels]
-            writer.publish(about, self.routers, label_sets, complete=len(writer.shards) == len(layout.shards))
+            about = about_run(self.lm, self.encoder, corpus, all_settings, self.started, self.stopwatch.seconds)
+            label_sets = [self.labellers[name].label_set for name in recipe.labels]
+            whole = len(writer.shards) == len(layout.shards)
+            writer.publish(about | further, self.routers, label_sets, complete=whole)
 
         writer.write_documents(_documents(spool, corpus, layout))
-        rows = RowMaker(self.encoder, self.windowing, self.labellers)
-        with open_forward(self.lm, self.windowing, self.encoder.prefix, surprisal=self.surprisal) as forward:
-            Pipeline(writer, publish, layout, spool, rows, forward, self.batch_tokens, self.watch).run()
+        work = Work(
+            self.lm, self.encoder, recipe, self.routers, layout, self.watch, self.stopwatch, spool, writer, publish
+        )
+        before = work.rows_done
+        if recipe.probabilities:
+            check_room(writer.path, work.rows - before, self.routers)
+        self._make_shards(work)
+        self._tell_profile(work.rows_done - before)
+
+    def _tell_profile(self, n_tokens: int) -> None:
+        if self.on_profile is not None:
+            self.on_profile(self.stopwatch.profile(n_tokens))
+
+    def _make_shards(self, work: Work) -> None:
+        self.watch.begin("tracing", work.rows_done, work.rows)
+        try:
+            if self.recipe.probabilities:
+                self.watch.step(work.rows_done)  # whoever watches is to hear how much there is before it takes room
+            self.engine(work)
+        except (Cancelled, KeyboardInterrupt) as stopped:
+            if not work.writer.shards:
+                work.publish()
+            if not isinstance(stopped, Cancelled):
+                raise
+        if not work.layout.shards:  # a corpus without tokens
+            work.publish()
 
 
 def open_job(
@@ -125,20 +158,25 @@ def open_job(
     shard_rows: int | None,
     surprisal: bool,
     on_progress: OnProgress | None,
+    on_profile: OnProfile | None,
     cancel: threading.Event | None,
+    engine: Engine | None = None,
+    probabilities: bool = False,
 ) -> Job:
     """Check what a trace is asked to do, before anything is read.
 
     Raises:
         BadInputError: a label or a number cannot be used, or the model has no router that can be read.
     """
-    labellers = _open_labellers(labels, language or "en", tagger)
-    routers = find_routers(lm.model)
+    stopwatch = Stopwatch()
     if batch_tokens is None:
         batch_tokens = _BATCH_TOKENS_ON_CPU if lm.device.type == "cpu" else _BATCH_TOKENS_ELSEWHERE
+    recipe = Recipe(windowing, encoder.prefix, tuple(labels), language, tagger, batch_tokens, surprisal, probabilities)
+    labellers = recipe.open_labellers()
+    routers = find_routers(lm.model)
     group([], windowing, batch_tokens)  # refuses a wrong number before anything is read
     watch = Watch(on_progress, cancel or threading.Event())
-    return Job(lm, encoder, windowing, tuple(labels), labellers, routers, batch_tokens, shard_rows, surprisal, watch)
+    return Job(lm, encoder, recipe, labellers, routers, shard_rows, watch, stopwatch, on_profile, engine or run_here)
 
 
 def n_embeddings(lm: LanguageModel) -> int:
@@ -158,18 +196,6 @@ def check_context(lm: LanguageModel, context: int) -> int:
             f"context {context}: {lm.name} was made for {lm.context} tokens at once; use at most {lm.context}"
         )
     return context
-
-
-def _open_labellers(labels: Sequence[str], language: str, tagger: str | None) -> dict[str, Labeller]:
-    """Return the labeller of each label, and of `phase`, which every run has.
-
-    Raises:
-        BadInputError: if a label is named twice, cannot have that name, or needs what is not installed.
-    """
-    for place, name in enumerate(labels):
-        if check_label_name(name) in labels[:place]:
-            raise BadInputError(f"label {name!r}: named twice")
-    return {name: open_labeller(name, language=language, tagger=tagger) for name in ("phase", *labels)}
 
 
 def _bytes_per_row(routers: Sequence[Router]) -> int:

@@ -6,7 +6,6 @@ It does not know what was recorded.
 from __future__ import annotations
 
 import platform
-import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -30,14 +29,16 @@ _PACKAGES = (
 
 
 def about_run(
-    lm: LanguageModel, encoder: Encoder, corpus: Corpus, settings: dict[str, object], started: float
+    lm: LanguageModel, encoder: Encoder, corpus: Corpus, settings: dict[str, object], started: float, seconds: float
 ) -> dict[str, object]:
     """Return the part of run.json that is known before anything is recorded, and the times until now.
+
+    `started` is the time of day, in seconds since 1970; `seconds` has passed since then. The end is counted from these,
+    for the clock may have been set meanwhile.
 
     `seed` is null: a trace draws nothing at random, unless the model writes texts. Only `times` differs between two
     runs of the same.
     """
-    now = time.time()
     return {
         "model": {
             "name": lm.name,
@@ -68,8 +69,8 @@ def about_run(
         "versions": {"moe-probe": __version__, "python": platform.python_version()} | _versions(),
         "times": {
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-            "finished": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
-            "seconds": round(now - started, 3),
+            "finished": datetime.fromtimestamp(started + seconds, UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
         },
     }
 

@@ -38,8 +38,12 @@ class Stopped(MoeProbeError):
 
 @dataclass(frozen=True, eq=False)
 class ShardText:
-    """The documents of a shard, by number, and its windows in the order of their rows."""
+    """Which shard, its documents by number, and its windows in the order of their rows.
 
+    With a model and a recipe this is all that a shard is made from; it can be sent to another process.
+    """
+
+    number: int
     documents: Mapping[int, EncodedDocument]
     windows: Sequence[Window]
 
@@ -129,12 +133,19 @@ class RowMaker:
     def _label(self, shard: ShardText, stop: threading.Event) -> dict[int, _Values]:
         wanted = dict.fromkeys(window.document for window in shard.windows)
         values = {number: self._last[number] for number in wanted if number in self._last}
-        todo = [shard.documents[number] for number in wanted if number not in values]
-        by_name = {encoded.document.name: encoded for encoded in todo}
-        for documents in grouped((one.document for one in todo), _CHARACTERS_AT_ONCE, _DOCUMENTS_AT_ONCE):
+        # Those that reach into other shards by themselves: what a tagger says may depend, in rare near-ties, on the
+        # texts beside, and must not on who makes which shard.
+        cut = _documents_cut(shard)
+        groups = [[shard.documents[number]] for number in wanted if number in cut and number not in values]
+        whole = {
+            shard.documents[number].document.name: shard.documents[number] for number in wanted if number not in cut
+        }
+        for documents in grouped((one.document for one in whole.values()), _CHARACTERS_AT_ONCE, _DOCUMENTS_AT_ONCE):
+            groups.append([whole[document.name] for document in documents])
+        for encoded in groups:
             if stop.is_set():
                 raise Stopped("the trace was stopped")
-            encoded = [by_name[document.name] for document in documents]
+            documents = [one.document for one in encoded]
             pieces = [self._encoder.pieces(one) for one in encoded]
             labels = {name: labeller(documents, pieces) for name, labeller in self._labellers.items()}
             for place, (one, owned) in enumerate(zip(encoded, pieces, strict=True)):
@@ -144,6 +155,16 @@ class RowMaker:
                     of_document["phase"] = _phases(one.n_prompt, owned)
                 values[one.number] = _Values(initial, of_document)
         return values
+
+
+def _documents_cut(shard: ShardText) -> set[int]:
+    """Return the documents of a shard of which an earlier or a later one holds tokens too."""
+    if not shard.windows:
+        return set()
+    first, last = shard.windows[0], shard.windows[-1]
+    begun = {first.document} if first.first > 0 else set()
+    goes_on = {last.document} if last.end < shard.documents[last.document].n_tokens else set()
+    return begun | goes_on
 
 
 def _phases(n_prompt: int, owned: Pieces) -> list[str]:

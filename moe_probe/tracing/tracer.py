@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from moe_probe.cluster import choose_engine
 from moe_probe.corpus import Input
 from moe_probe.errors import MoeProbeError
 from moe_probe.models import LanguageModel
@@ -19,8 +20,10 @@ from moe_probe.store.run import Run, open_run
 from moe_probe.store.writer import SPOOL_FILE, RunWriter
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.job import check_context, n_embeddings, open_job
+from moe_probe.tracing.profile import READ, OnProfile
 from moe_probe.tracing.reading import Corpus, read_corpus, stream_documents
 from moe_probe.tracing.spool import Spool
+from moe_probe.tracing.work import Engine
 from moe_probe.watching import Cancelled, OnProgress, Watch
 
 DEFAULT_CONTEXT = 4_096
@@ -40,10 +43,16 @@ def trace(
     stride: int = 0,
     special: bool = False,
     surprisal: bool = False,
+    probabilities: bool = False,
     shard_rows: int | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
+    on_profile: OnProfile | None = None,
     cancel: threading.Event | None = None,
+    engine: str | Engine = "local",
+    ray_address: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
 ) -> Run:
     """Run a model over documents and record, on disk, which experts every token was sent to.
 
@@ -66,10 +75,19 @@ def trace(
             it is seen first.
         special: record the special tokens at each window's start too, with `position` -1.
         surprisal: record each token's surprisal in bits given the tokens before it in its window.
+        probabilities: record every router's whole distribution over its experts too, 2 bytes a token and expert. A
+            token with a router whose logits are no numbers is then flagged in a warning, not an error.
         shard_rows: rows in a shard at most; if None chosen from the corpus' size and the width of a row.
         resume: go on with a run that is there; without one, start.
         on_progress: called after each batch.
+        on_profile: called once at the end with where the time went, see `Profile`.
         cancel: once set, the trace stops after the batch in hand and returns what is whole.
+        engine: who makes the shards: "local" (this process), "ray" (a Ray cluster), or a function, see
+            `tracing.work`. The bytes do not depend on it.
+        ray_address: with "ray": of a cluster that is there, as "host:port" or "auto"; if None that of the environment's
+            RAY_ADDRESS, or Ray is started on this machine for the trace.
+        workers: with "ray": how many processes load the model; if None as many as there is room for.
+        gpus_per_worker: with "ray": GPUs of each; if None as many as the model is on here.
 
     Returns:
         The run, complete unless it was cancelled.
@@ -78,8 +96,10 @@ def trace(
         BadInputError: an argument or an input cannot be used.
         RunError: a run is there already, was made from something else, or is being written by another process.
         RoutingError: what was recorded cannot be what the experts executed.
-        MoeProbeError: the disk is full, or a single window does not fit into memory.
+        MoeProbeError: the disk is full or has no room for probabilities, a single window does not fit into memory, or
+            a Ray cluster cannot be used.
     """
+    chosen = choose_engine(engine, lm, ray_address=ray_address, workers=workers, gpus_per_worker=gpus_per_worker)
     encoder = Encoder(lm.tokenizer, lm.name, n_embeddings(lm))
     windowing = Windowing(
         min(lm.context, DEFAULT_CONTEXT) if context is None else check_context(lm, context),
@@ -97,13 +117,17 @@ def trace(
         batch_tokens=batch_tokens,
         shard_rows=shard_rows,
         surprisal=surprisal,
+        probabilities=probabilities,
         on_progress=on_progress,
+        on_profile=on_profile,
         cancel=cancel,
+        engine=chosen,
     )
     documents = stream_documents(inputs, language)
     with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
         growing = read_corpus(encoder.encode(documents), list(job.labellers.values()), spool, max_tokens)
-        corpus = _read(job.watch, growing)
+        with job.stopwatch.part(READ):
+            corpus = _read(job.watch, growing)
         job.carry_out(writer, spool, corpus, {"max_tokens": max_tokens})
     return open_run(out)
 

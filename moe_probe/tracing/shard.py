@@ -1,0 +1,216 @@
+"""One shard of a run, from its text to its tables: the same whoever makes it, in whatever order, on whatever machine.
+
+A shard follows from the model, the recipe and the shard's text, and from nothing that happened before: its batches hold
+windows of this shard alone, and its labels are made of its documents alone. Memory that is too small is the exception:
+where a batch was halved, the lowest bits of some weights may be others, and the shard says so. It does not know files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moe_probe.errors import BadInputError, RoutingError
+from moe_probe.labels import Labeller, open_labeller
+from moe_probe.models import LanguageModel
+from moe_probe.schema import check_label_name
+from moe_probe.store.plan import Windowing
+from moe_probe.store.shards import ProbabilityBlock, RoutingBlock
+from moe_probe.store.writer import ShardFacts
+from moe_probe.tracing.batches import group, place
+from moe_probe.tracing.encoding import Encoder
+from moe_probe.tracing.forward import ForwardPass, Outcome, open_forward
+from moe_probe.tracing.profile import COPY, Stopwatch
+from moe_probe.tracing.rows import RowMaker, ShardText, with_surprisal
+
+_HALVED = (
+    "memory was too small for a batch, which was halved: experts are as they would have been, the lowest bits of some"
+    " weights may not be"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a shard's bytes follow from, beside the model and the shard's text. Plain values: it can be sent.
+
+    `prefix` are the special tokens at each window's start; `labels` those asked for, without `phase`, which every run
+    has.
+    """
+
+    windowing: Windowing
+    prefix: tuple[int, ...]
+    labels: tuple[str, ...]
+    language: str | None
+    tagger: str | None
+    batch_tokens: int
+    surprisal: bool
+    probabilities: bool = False
+
+    def open_labellers(self) -> dict[str, Labeller]:
+        """Return the labeller of each label, and of `phase`.
+
+        Raises:
+            BadInputError: if a label is named twice, cannot have that name, or needs what is not installed.
+        """
+        for number, name in enumerate(self.labels):
+            if check_label_name(name) in self.labels[:number]:
+                raise BadInputError(f"label {name!r}: named twice")
+        return {
+            name: open_labeller(name, language=self.language or "en", tagger=self.tagger)
+            for name in ("phase", *self.labels)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TracedShard:
+    """A shard as it goes to the disk: `tokens`, `routing` and `probabilities` have a row a token, in the same order."""
+
+    number: int
+    tokens: pa.Table
+    routing: pa.Table
+    facts: ShardFacts
+    probabilities: pa.Table | None = None
+
+
+@dataclass(eq=False)
+class ShardTracer:
+    """A model under recording and what makes token rows, ready to make shards. Get one from `open_shard_tracer`.
+
+    The halves of `trace` may run beside each other: `run_model` needs the model, `rows.make` does not.
+    """
+
+    recipe: Recipe
+    rows: RowMaker
+    forward: ForwardPass
+    stopwatch: Stopwatch
+
+    def trace(self, text: ShardText) -> TracedShard:
+        """Return a shard.
+
+        Raises:
+            RoutingError: what was recorded cannot be what the experts executed.
+            MoeProbeError: a single window does not fit into memory.
+        """
+        tokens = self.rows.make(text, threading.Event())
+        return self.finish(text, self.run_model(text), tokens)
+
+    def run_model(self, text: ShardText, step: Callable[[int], None] | None = None) -> Routed:
+        """Run the model over a shard; `step` hears after each batch how many rows are done."""
+        windowing = self.recipe.windowing
+        ids_of = {number: encoded.ids for number, encoded in text.documents.items()}
+        rows = sum(window.rows(windowing) for window in text.windows)
+        routed: Routed | None = None
+        groups = group(place(text.windows, windowing), windowing, self.recipe.batch_tokens)
+        for outcome in self.forward.run(groups, ids_of):
+            with self.stopwatch.part(COPY):
+                if routed is None:
+                    routed = _open_routed(outcome, rows, self.forward.self_check, self.recipe.probabilities)
+                routed.fill(outcome)
+            if step is not None:
+                step(routed.filled)
+        assert routed is not None, "a shard has a window at least"
+        return routed
+
+    def finish(self, text: ShardText, routed: Routed, tokens: pa.Table) -> TracedShard:
+        """Put both halves of a shard together.
+
+        Raises:
+            RoutingError: if the model did not see every row once.
+        """
+        if routed.surprisal is not None:
+            tokens = with_surprisal(tokens, routed.surprisal)
+        block = routed.block
+        if routed.filled != block.n_rows:
+            raise RoutingError(
+                f"shard {text.number}: {routed.filled} rows were traced of {block.n_rows}; this is a fault, please"
+                " report it"
+            )
+        shares = routed.probabilities
+        known, flagged = (shares.known, shares.flagged) if shares else ((), 0)
+        facts = ShardFacts(tuple(block.scores), routed.self_check, tuple(routed.warnings), known, flagged)
+        table = shares.to_table() if shares and any(known) else None
+        return TracedShard(text.number, tokens, block.to_table(), facts, table)
+
+
+@contextmanager
+def open_shard_tracer(
+    lm: LanguageModel, encoder: Encoder, recipe: Recipe, stopwatch: Stopwatch | None = None
+) -> Iterator[ShardTracer]:
+    """Record a model while the block is open, to make shards with it.
+
+    Args:
+        lm: the model; the same weights in the same precision on the same kind of device give the same bytes.
+        encoder: its tokenizer, with the prefix of the recipe.
+        recipe: how shards are made.
+        stopwatch: told where the time goes.
+
+    Raises:
+        BadInputError: a label cannot be given.
+        UnsupportedModelError: the model's routers cannot be read, or it has no plain head where surprisal is wanted.
+    """
+    stopwatch = stopwatch or Stopwatch()
+    rows = RowMaker(encoder, recipe.windowing, recipe.open_labellers())
+    with open_forward(
+        lm,
+        recipe.windowing,
+        recipe.prefix,
+        surprisal=recipe.surprisal,
+        stopwatch=stopwatch,
+        probabilities=recipe.probabilities,
+    ) as forward:
+        yield ShardTracer(recipe, rows, forward, stopwatch)
+
+
+@dataclass(eq=False)
+class Routed:
+    """What the model gave for one shard, batch by batch."""
+
+    block: RoutingBlock
+    surprisal: npt.NDArray[np.float32] | None
+    self_check: str
+    probabilities: ProbabilityBlock | None = None
+    filled: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def fill(self, outcome: Outcome) -> None:
+        """Put what came out of one forward into its rows."""
+        kept, rows, routing = outcome.batch.kept, outcome.batch.rows, outcome.routing
+        chosen = slice(None) if len(kept) == routing.n_tokens else kept  # all of them need no copy
+        for index, decided in enumerate(routing.decisions):
+            self.block.fill(
+                index,
+                rows,
+                decided.experts[:, chosen].T,
+                decided.weights[:, chosen].T,
+                None if decided.entropy is None else decided.entropy[chosen],
+                None if decided.margin is None else decided.margin[chosen],
+            )
+            if self.probabilities is not None:
+                shares = routing.probabilities(index)
+                self.probabilities.fill(index, rows, None if shares is None else shares[chosen])
+        if self.surprisal is not None and outcome.surprisal is not None:
+            self.surprisal[rows] = outcome.surprisal
+        self.filled += len(rows)
+        if outcome.halved and _HALVED not in self.warnings:
+            self.warnings.append(_HALVED)
+
+
+def _open_routed(outcome: Outcome, rows: int, self_check: str, with_probabilities: bool) -> Routed:
+    """Make room for a shard whose first batch is there."""
+    routing = outcome.routing
+    scores = tuple(
+        routing.entropy(index) is not None and routing.margin(index) is not None
+        for index in range(len(routing.routers))
+    )
+    surprisal = None if outcome.surprisal is None else np.full(rows, np.nan, np.float32)
+    shares = None
+    if with_probabilities:
+        known = [routing.probabilities(index) is not None for index in range(len(scores))]
+        shares = ProbabilityBlock(routing.routers, known, rows)
+    return Routed(RoutingBlock(routing.routers, scores, rows), surprisal, self_check, shares)
