@@ -3,13 +3,14 @@
 # make lint    formatting, lint and types
 # make bench   timings, as ratios against a named rival in the same run
 # make prove   the long proofs
+# make screenshots   the pictures of docs/explorer.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test lint bench prove chromium
+.PHONY: demo test lint bench prove screenshots chromium
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(call venv)
@@ -47,3 +48,6 @@ bench: .venv/.test chromium
 
 prove: .venv/.test
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile -m prove
+
+screenshots: .venv/.test chromium
+	$(BIN)/python docs/screenshots.py

@@ -14,11 +14,21 @@ from app_pages import open_page, written
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import TEXTS, Shape, make_run
 
+from moe_probe.corpus import Document
 from moe_probe.errors import BadInputError, MoeProbeError
 from moe_probe.store import Run, open_run
 from moe_probe_app import library, serve
 from moe_probe_app.components import desk
-from moe_probe_app.selection import Selection, as_query, fit, from_query, from_view_state, view_state
+from moe_probe_app.selection import (
+    Selection,
+    as_query,
+    fit,
+    from_panes_state,
+    from_query,
+    from_view_state,
+    panes_state,
+    view_state,
+)
 from moe_probe_app.settings import Settings, configure
 
 HOSTILE = "<b>x</b> :red[x] $x$"
@@ -114,7 +124,7 @@ def test_a_run_outside_the_root_is_never_listed(tmp_path: Path) -> None:
 def test_a_selection_survives_its_address(run: Run) -> None:
     before = Selection(
         "small", document=1, router=4, focus=(3, 1), slot="any", token=12, view="three", numbers=True, label="upos",
-        value="NOUN", find="a b&c",
+        value="NOUN", find="a b&c", against="a/b&c", other=2, difference=True,
     )  # fmt: skip
     assert from_query(as_query(before, run.routers), "small", run) == before
 
@@ -133,6 +143,10 @@ def test_a_selection_survives_its_address(run: Run) -> None:
         ({"label": "colour", "value": "red"}, "label", None),
         ({"label": "upos", "value": "<script>"}, "value", None),
         ({"find": "x" * 900}, "find", "x" * 200),
+        ({"against": "x" * 900}, "against", None),
+        ({"other_layer": "99"}, "other", None),
+        ({"other_router": "-1"}, "other", None),
+        ({"difference": "yes"}, "difference", False),
     ],
 )
 def test_what_a_link_gets_wrong_becomes_the_default(run: Run, query: dict[str, str], field: str, value: object) -> None:
@@ -149,6 +163,11 @@ def test_a_view_that_lies_is_not_believed(run: Run) -> None:
     lies = {"router": 999, "focus": ["1", None, 4], "token": True, "slot": 7, "label": 3, "find": None}
     assert from_view_state(now, lies, run) == replace(now, router=0, focus=(4,))
     assert from_view_state(now, view_state(now), run) == now
+    lies |= {"other": 999, "difference": "yes", "against": "../../etc"}
+    assert from_panes_state(now, lies, run) == replace(now, router=0, focus=(4,))
+    assert from_panes_state(now, {**panes_state(now), "other": 4, "difference": True}, run) == replace(
+        now, other=4, difference=True
+    )
 
 
 def test_a_new_run_is_named_after_its_text_and_replaces_none(tmp_path: Path) -> None:
@@ -160,7 +179,7 @@ def test_a_new_run_is_named_after_its_text_and_replaces_none(tmp_path: Path) -> 
 
 
 def test_a_trace_that_cannot_work_says_why(tmp_path: Path) -> None:
-    request = desk.Request("One two.", str(tmp_path / "no-such-model"), None, english=False)
+    request = desk.Request("One two.", (Document("a", "One two."),), str(tmp_path / "no-such-model"), None, ("shape",))
     job = desk.Desk().submit(request, tmp_path)
     assert job.future is not None
     assert isinstance(job.future.exception(timeout=60), MoeProbeError)

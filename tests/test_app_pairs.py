@@ -15,6 +15,7 @@ from surprisal_runs import with_surprisal
 sys.path.insert(0, str(Path(__file__).parent / "browser"))
 from synthetic_run import PROSE, TEXTS, Shape, make_run
 
+from moe_probe.errors import BadInputError
 from moe_probe.store import open_run
 from moe_probe.tables import coactivation, paths
 from moe_probe_app.components import comparison
@@ -130,7 +131,8 @@ def test_the_newest_run_over_the_same_text_is_compared_first(root: Path) -> None
     second = page.selectbox(key="compare_second")
     assert second.value == "again"
     assert second.options[0] == "again"
-    assert sorted(second.options[1:]) == sorted(
+    assert second.options[-1] == "Another layer of this run"
+    assert sorted(second.options[1:-1]) == sorted(
         f"{name} (other text or other routers)" for name in (HOSTILE.replace("/", "_"), "wide")
     )
     text = written(page)
@@ -159,14 +161,52 @@ def test_other_text_is_refused_in_words_and_its_name_is_only_text(root: Path) ->
 
 
 @pytest.mark.parametrize("asked", ["../../etc", "small", "nothing"])
-def test_a_second_run_that_is_not_offered_is_not_opened(root: Path, asked: str) -> None:
-    assert open_page("compare", run="small", **{"with": asked}).selectbox(key="compare_second").value == "again"
+@pytest.mark.parametrize("name", ["with", "against"])
+def test_a_second_run_that_is_not_offered_is_not_opened(root: Path, name: str, asked: str) -> None:
+    page = open_page("compare", run="small", **{name: asked})
+    assert page.selectbox(key="compare_second").value == "again"
+    assert page.query_params["against"] == "again"
+    assert "with" not in page.query_params
+
+
+def test_another_layer_of_the_run_is_compared_and_kept_in_the_address(root: Path) -> None:
+    page = open_page("compare", run="small", layer="2", other_layer="4", difference="1")
+    assert page.selectbox(key="compare_second").value == "Another layer of this run"
+    assert page.query_params["other_layer"] == "4"
+    assert page.query_params["difference"] == "1"
+    assert "Experts of two layers share nothing but their numbers" in written(page)
+    assert "Whose load moved?" not in written(page)
+    page.selectbox(key="compare_second").select("again").run()
+    assert not page.exception
+    assert "Whose load moved?" in written(page)
+    assert "other_layer" not in page.query_params
+    page.selectbox(key="compare_second").select("Another layer of this run").run()
+    assert page.query_params["other_layer"] == "3"
+    assert "against" not in page.query_params
+
+
+def test_a_document_has_one_twin_of_the_same_tokens(root: Path, tmp_path: Path) -> None:
+    names = list(TEXTS)
+    small = open_run(root / "small")
+    make_run(tmp_path / "turned", {name: TEXTS[name] for name in reversed(names)})
+    assert comparison.twin(small, 0, open_run(tmp_path / "turned")) == 2
+    make_run(tmp_path / "other", {**TEXTS, names[1]: "Another text."})
+    other = open_run(tmp_path / "other")
+    assert comparison.twin(small, 0, other) == 0
+    with pytest.raises(BadInputError, match="is of other tokens in the second run"):
+        comparison.twin(small, 1, other)
+    make_run(tmp_path / "fewer", {names[1]: TEXTS[names[1]]})
+    with pytest.raises(BadInputError, match="has 0 documents of the name"):
+        comparison.twin(small, 0, open_run(tmp_path / "fewer"))
+    with pytest.raises(BadInputError, match="the same routers"):
+        comparison.twin(small, 0, open_run(root / "wide"))
 
 
 def test_alone_in_its_folder_a_run_says_how_to_get_a_second_one(tmp_path: Path) -> None:
     make_run(tmp_path / "one", TEXTS)
     configure(Settings(tmp_path))
     page = open_page("compare")
+    assert page.selectbox(key="compare_second").options == ["Another layer of this run"]
     assert "No other run here is over the same text" in written(page)
     assert f"--out {tmp_path}/second" in written(page)
 
@@ -177,7 +217,7 @@ def test_a_second_run_that_is_broken_is_passed_over_and_says_so_when_chosen(tmp_
     (tmp_path / "bad/run.json").write_text('{"schema_version": 99}')
     configure(Settings(tmp_path))
     page = open_page("compare", run="good")
-    assert page.selectbox(key="compare_second").value is None
+    assert page.selectbox(key="compare_second").value == "Another layer of this run"
     page.selectbox(key="compare_second").select("bad").run()
     assert "schema version 99" in written(page)
 

@@ -82,13 +82,29 @@ def test_a_selectable_heatmap_has_an_invisible_bar_on_every_cell_that_says_which
     assert len(places) == 8
     assert set(cells.y) == {1}
     assert cells.marker.color == "rgba(0,0,0,0)"
-    assert cells.hovertemplate == heat.hovertemplate
-    assert "%{z" not in heat.hovertemplate
-    assert "%{x" not in heat.hovertemplate
+    plain = load_heatmap(load_table(run)).data[0]
+    assert cells.hovertemplate == plain.hovertemplate
+    assert "%{z" not in cells.hovertemplate
+    assert "%{x" not in cells.hovertemplate
+    for x, base, said in zip(cells.x, cells.base, cells.customdata, strict=True):
+        assert list(said[:-2]) == list(plain.customdata[int(base + 0.5), int(x)])
+    assert (heat.customdata, heat.hoverinfo) == (None, "skip")  # what lies on top speaks for it
     labels = label_heatmap(label_table(run, "upos"), 0, selectable=True).data[1]
     assert {said[-1] for said in labels.customdata} == {HOSTILE, "NOUN", "2024-01-01"}
     assert "%{customdata[11]" not in labels.hovertemplate  # the label as it is, markup and all, is never shown
     assert len(labels.customdata[0]) == 12
+
+
+def test_of_many_cells_a_point_each_says_which_and_none_is_drawn(run):
+    rows = load_table(run).filter(slot="any", router=0)
+    many = pl.concat([rows.with_columns(router=pl.lit(router, pl.Int64)) for router in range(600)])
+    heat, points = load_heatmap(many, selectable=True).data
+    assert (heat.type, points.type, points.mode) == ("heatmap", "scatter", "markers")
+    assert (points.marker.opacity, points.marker.maxdisplayed) == (0, 1)
+    assert len(points.x) == many.height > 2_000
+    for x, y, said in zip(points.x, points.y, points.customdata, strict=True):
+        assert (int(y), int(x)) == tuple(said[-2:])
+        assert said[5] == x
 
 
 def test_cells_without_a_number_cannot_be_selected_nor_too_many_cells(tmp_path):

@@ -323,7 +323,7 @@ def test_a_token_wears_the_colour_of_its_first_choice_in_each_layer(small: Run) 
     for row, start in zip(rows, range(0, len(panes), 3), strict=True):
         document = small.document(row["document"])
         for pane, router in zip(
-            panes[start : start + 3], (routers[0], routers[len(routers) // 2], routers[-1]), strict=True
+            panes[start : start + 3], (routers[0], routers[(len(routers) - 1) // 2], routers[-1]), strict=True
         ):
             spans = re.findall(r'<span class="c(\d)" title="expert (\d+)">', pane)
             assert len(spans) > 20

@@ -5,6 +5,7 @@ Only folders that really lie under the root are ever opened, whatever a link ask
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,19 @@ import polars as pl
 import streamlit as st
 
 from moe_probe import tables
+from moe_probe.errors import RunError
 from moe_probe.schema import MANIFEST_FILE
-from moe_probe.store import Run, open_run
-from moe_probe.tokenview import content_key, pack
+from moe_probe.store import Run
+from moe_probe.store.document import DocumentRouting
+from moe_probe.store.excerpt import read_routing
+from moe_probe.tokenview import content_key, pack, pack_routing, routing_bytes
+from moe_probe_app.soundness import check_links, open_sound
 
 OPEN_RUNS = 8
 PACKED_DOCUMENTS = 6
+SENT_BYTES = 10_000_000
+"""A document whose routing takes more is sent without it; the page asks for one layer at a time."""
+KNOWN_DOCUMENTS = 1_000
 KEPT_TABLES = 40
 DOCUMENT_LABELS = ("domain", "language")
 """Label sets of which a document has one value."""
@@ -36,10 +44,28 @@ _TABLES: dict[str, Callable[[Run], pl.DataFrame]] = {
 
 @dataclass(frozen=True)
 class PackedDocument:
-    """A document's bytes for the browser and the short name under which the page keeps them."""
+    """A document's bytes for the browser and the short name under which the page keeps them.
+
+    Of a document that is `partly` sent, the routing comes layer by layer; see `packed_layer`.
+    """
 
     key: str
     data: bytes
+    partly: bool = False
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A document that was sent in part: where it lies, and the manifest's time when it did."""
+
+    run: str
+    written: int
+    document: int
+    tokens: int
+
+
+_known: dict[str, _Known] = {}
+_lock = threading.Lock()
 
 
 def run_names(root: Path) -> list[str]:
@@ -54,17 +80,23 @@ def run_names(root: Path) -> list[str]:
 def open_named(root: Path, name: str) -> Run:
     """Open a run that `run_names` listed; a run that was traced on or labelled since is opened anew."""
     manifest = root / name / MANIFEST_FILE
+    check_links(root, manifest.parent)
     return _open(str(manifest.parent), manifest.stat().st_mtime_ns)
 
 
 @st.cache_resource(max_entries=OPEN_RUNS, show_spinner=False)
 def _open(path: str, written: int) -> Run:
-    return open_run(path)
+    return open_sound(path)
 
 
 def document_names(run: Run) -> list[str]:
     """Return the documents' names in their order."""
     return [str(name) for name in run.documents()["name"].to_list()]
+
+
+def has_text(run: Run) -> bool:
+    """Say whether a run holds its text; one that was imported from a trace of numbers may not."""
+    return bool(run.documents()["characters"].sum())
 
 
 def label_values(run: Run, label: str) -> list[str]:
@@ -89,8 +121,68 @@ def packed_document(run: Run, document: int) -> PackedDocument:
 
 @st.cache_resource(max_entries=PACKED_DOCUMENTS, show_spinner=False)
 def _pack(path: str, written: int, document: int, _run: Run) -> PackedDocument:
-    data = pack(_run.document(_run.documents()["document"][document]))
-    return PackedDocument(content_key(data), data)
+    row = _run.documents().row(document, named=True)
+    size = routing_bytes(_run.routers, row["tokens"], weights=_run.with_weights, scores=_run.with_scores)
+    if size <= SENT_BYTES:
+        data = pack(_run.document(row["document"]))
+        return PackedDocument(content_key(data), data)
+    tokens = _run.document_tokens(row["document"])
+    head = DocumentRouting(row["document"], row["name"], tuple(_run.routers), tokens, pl.DataFrame())
+    data = pack(head, routing=False)
+    key = content_key(data, path.encode(), str(written).encode())
+    with _lock:
+        _known[key] = _Known(path, written, row["document"], row["tokens"])
+        while len(_known) > KNOWN_DOCUMENTS:
+            del _known[next(iter(_known))]
+    return PackedDocument(key, data, partly=True)
+
+
+def packed_layer(root: Path, key: str, router: int) -> bytes | None:
+    """Return what one router did with a document that was sent in part; None where there is no such document or router.
+
+    Args:
+        root: of the runs.
+        key: the document's, as `packed_document` named it.
+        router: the router's index.
+    """
+    found = _known_run(root, key)
+    if found is None or not 0 <= router < len(found[1].routers):
+        return None
+    known, run = found
+    return pack_routing(read_routing(run, known.document, routers=[router]), [router])
+
+
+def packed_path(root: Path, key: str, token: int) -> bytes | None:
+    """Return what all routers did with one token of such a document; None for what is not there.
+
+    Args:
+        root: of the runs.
+        key: the document's.
+        token: counted within the document.
+    """
+    found = _known_run(root, key)
+    if found is None or not 0 <= token < found[0].tokens:
+        return None
+    known, run = found
+    stretch = read_routing(run, known.document, start=token, stop=token + 1)
+    return pack_routing(stretch, [router.index for router in run.routers])
+
+
+def _known_run(root: Path, key: str) -> tuple[_Known, Run] | None:
+    """Return the run of a document's key if it still lies under the root and is what it was."""
+    known = _known.get(key)
+    if known is None:
+        return None
+    root = root.resolve()
+    folder = Path(known.run)
+    if not folder.resolve().is_relative_to(root):
+        return None
+    try:
+        run = open_named(root, folder.relative_to(root).as_posix())
+        written = identity(run)[1]
+    except (RunError, OSError, ValueError):
+        return None
+    return (known, run) if written == known.written else None
 
 
 def load_table(run: Run) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from moe_probe_app.library import label_values
 
 FOCUS_LIMIT = 8
 FIND_LIMIT = 200
+NAME_LIMIT = 400
 _STATE = "selection"
 _REVISION = "selection_revision"
 
@@ -26,6 +27,8 @@ class Selection:
     """What is looked at: a run's document and router, and how its text is shown.
 
     `router` is an index into the run's routers; `token` counts within the document; `label` and `value` go together.
+    `against` is another run to compare with, `other` the router to compare with, None where it is the same as `router`;
+    `difference` shows only what changed between them.
     """
 
     run: str
@@ -39,6 +42,9 @@ class Selection:
     label: str | None = None
     value: str | None = None
     find: str = ""
+    against: str | None = None
+    other: int | None = None
+    difference: bool = False
 
 
 def fit(wanted: Selection, run: Run) -> Selection:
@@ -59,21 +65,21 @@ def fit(wanted: Selection, run: Run) -> Selection:
         label=label if value is not None else None,
         value=value,
         find=wanted.find[:FIND_LIMIT],
+        against=wanted.against if wanted.against and len(wanted.against) <= NAME_LIMIT else None,
+        other=wanted.other if wanted.other is not None and 0 <= wanted.other < len(routers) else None,
+        difference=bool(wanted.difference),
     )
 
 
 def from_query(query: Mapping[str, str], run_name: str, run: Run) -> Selection:
     """Read a selection from an address; what is missing, malformed or out of range becomes its default."""
-    router = _whole(query.get("router"))
-    if router is None:
-        layer = _whole(query.get("layer"))
-        router = next((one.index for one in run.routers if one.layer == layer), 0)
+    router = _router(query, "router", "layer", run)
     focus = [_whole(part) for part in query.get("focus", "").split(",")]
     return fit(
         Selection(
             run=run_name,
             document=_whole(query.get("document")) or 0,
-            router=router,
+            router=router or 0,
             focus=tuple(e for e in focus if e is not None),
             slot="any" if query.get("slot") == "any" else "first",
             token=_whole(query.get("token")),
@@ -82,6 +88,9 @@ def from_query(query: Mapping[str, str], run_name: str, run: Run) -> Selection:
             label=query.get("label"),
             value=query.get("value"),
             find=query.get("find", ""),
+            against=query.get("against"),
+            other=_router(query, "other_router", "other_layer", run),
+            difference=query.get("difference") == "1",
         ),
         run,
     )
@@ -89,16 +98,22 @@ def from_query(query: Mapping[str, str], run_name: str, run: Run) -> Selection:
 
 def as_query(selection: Selection, routers: list[Router]) -> dict[str, str]:
     """Return the address's parameters: the run and the layer always, the rest where it is not the default."""
-    router = routers[selection.router]
-    query = {"run": selection.run, "document": str(selection.document), "layer": str(router.layer)}
-    if [one.layer for one in routers].count(router.layer) > 1:
-        query["router"] = str(router.index)
+    query = {"run": selection.run, "document": str(selection.document)}
+    for index, by_layer, by_router in (
+        (selection.router, "layer", "router"),
+        (selection.other, "other_layer", "other_router"),
+    ):
+        if index is not None:
+            query[by_layer] = str(routers[index].layer)
+            if [one.layer for one in routers].count(routers[index].layer) > 1:
+                query[by_router] = str(index)
     if selection.focus:
         query["focus"] = ",".join(map(str, selection.focus))
     if selection.token is not None:
         query["token"] = str(selection.token)
-    if selection.numbers:
-        query["numbers"] = "1"
+    query |= {name: "1" for name in ("numbers", "difference") if getattr(selection, name)}
+    if selection.against is not None:
+        query["against"] = selection.against
     if selection.label is not None and selection.value is not None:
         query |= {"label": selection.label, "value": selection.value}
     for name in ("slot", "view", "find"):
@@ -164,6 +179,35 @@ def from_view_state(selection: Selection, state: Mapping[str, Any], run: Run) ->
         ),
         run,
     )
+
+
+def panes_state(selection: Selection) -> dict[str, Any]:
+    """Return the part of a selection that two panes show, under the panes' own names."""
+    names = ("router", "other", "difference", "slot", "token", "numbers")
+    return {name: getattr(selection, name) for name in names} | {"focus": list(selection.focus)}
+
+
+def from_panes_state(selection: Selection, state: Mapping[str, Any], run: Run) -> Selection:
+    """Return `selection` as two panes say it is now; values of the wrong type are left out."""
+    view = from_view_state(selection, {**view_state(selection), **state}, run)
+    other = state.get("other")
+    return fit(
+        replace(
+            view,
+            other=other if isinstance(other, int) and not isinstance(other, bool) else None,
+            difference=state.get("difference") is True,
+        ),
+        run,
+    )
+
+
+def _router(query: Mapping[str, str], by_router: str, by_layer: str, run: Run) -> int | None:
+    """Return the router that an address names by its index, else by its layer."""
+    index = _whole(query.get(by_router))
+    if index is not None:
+        return index
+    layer = _whole(query.get(by_layer))
+    return next((one.index for one in run.routers if one.layer == layer), None) if layer is not None else None
 
 
 def _whole(text: str | None) -> int | None:

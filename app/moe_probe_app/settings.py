@@ -10,6 +10,8 @@ from pathlib import Path
 
 BUNDLED = "tiny-mixtral"
 """The model that comes with moe_probe."""
+UPLOAD_MEGABYTES = 20
+"""The largest file that may be uploaded."""
 
 
 @dataclass(frozen=True)

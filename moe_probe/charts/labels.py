@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moe_probe.charts.look import (
     DIVERGING,
+    MOST_EXPERTS,
     add_cells,
     colour_bar,
     downwards,
@@ -68,6 +69,8 @@ def label_heatmap(
     sort_experts: bool = True,
     selectable: bool = False,
     domain: str = "all",
+    most: int = MOST_EXPERTS,
+    focus: Sequence[int] = (),
 ) -> go.Figure:
     """Draw which labels each expert of one router takes more, or less, than its share.
 
@@ -84,13 +87,16 @@ def label_heatmap(
         sort_experts: False keeps the experts in the order of their index.
         selectable: let a page select cells; `customdata` then ends with expert and label. Left out above 20,000 cells.
         domain: "all", or one of the table's domains.
+        most: so many experts are drawn: those picked, then those with a specialised cell, then those used most.
+        focus: experts that the reader picked; they are drawn whatever their load.
 
     Raises:
         BadInputError: `value` is none of those.
     """
     if value not in _VALUES:
         raise BadInputError(f"value {value!r}: draw one of {', '.join(_VALUES)}")
-    rows = of_slot(frame, slot).filter(pl.col("router") == router, pl.col("domain") == domain)
+    every = of_slot(frame, slot).filter(pl.col("router") == router, pl.col("domain") == domain)
+    rows = _kept(every, most, focus)
     _, question, baseline = _VALUES[value]
     if rows.is_empty() or rows["expected"].null_count() == len(rows):
         return nothing(question.format(layer=rows["layer"][0] if len(rows) else "?"))
@@ -105,6 +111,7 @@ def label_heatmap(
     if selectable:
         held = drawn["lift"].is_not_null().to_numpy()
         add_cells(figure, x[held], y[held], drawn.select("expert", "label").to_numpy()[held])
+    baseline += _left_out(len(experts), every["expert"].n_unique())
     if value == "lift":
         _fade(figure, drawn, y, x)
         baseline += _cells_text(drawn, minimum_expected)
@@ -117,6 +124,23 @@ def label_heatmap(
     )
     _label_axes(figure, labels, experts)
     return figure
+
+
+def _kept(rows: pl.DataFrame, most: int, focus: Sequence[int]) -> pl.DataFrame:
+    """The rows of the experts to draw."""
+    if rows["expert"].n_unique() <= most:
+        return rows
+    specialised = (pl.col("verdict") == SPECIALISED).any().alias("specialised")
+    totals = rows.group_by("expert").agg(pl.col("assignments").sum(), specialised)
+    picked = pl.col("expert").is_in(list(focus))
+    ranked = totals.sort(picked, "specialised", "assignments", -pl.col("expert"), descending=True)
+    return rows.filter(pl.col("expert").is_in(ranked["expert"].head(most).to_list()))
+
+
+def _left_out(drawn: int, there: int) -> str:
+    if drawn == there:
+        return ""
+    return f" Drawn: {drawn:,} of {there:,} experts, those picked, those specialised and those used most."
 
 
 def _cells(
@@ -182,7 +206,11 @@ def _expert_order(drawn: pl.DataFrame, labels: Sequence[str], by_pattern: bool) 
         return experts
     place = {label: index for index, label in enumerate(labels)}
     best: dict[int, tuple[int, float]] = {}
-    for row in drawn.filter("drawn").sort("lift", descending=True, maintain_order=True).iter_rows(named=True):
+    for row in (
+        drawn.filter("drawn", pl.col("lift").is_not_null())
+        .sort("lift", descending=True, maintain_order=True)
+        .iter_rows(named=True)
+    ):
         best.setdefault(row["expert"], (place[row["label"]], -row["lift"]))
     return sorted(experts, key=lambda expert: (*best.get(expert, (len(labels), 0.0)), expert))
 

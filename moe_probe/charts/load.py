@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
+from numpy.typing import NDArray
 
 from moe_probe.charts.look import (
     GREY,
     add_cells,
+    busiest,
+    busiest_text,
     colour_bar,
     downwards,
     dress,
@@ -25,6 +28,10 @@ from moe_probe.charts.look import (
 )
 from moe_probe.palette import CONTEXT, expert_colours
 
+_IN_ORDER = 256  # bars of more experts are too thin to be found by their number: they are sorted by load
+_DIGITS = 8
+_FEW_CELLS = 500
+_UP_TO = 0.99  # of many cells
 _LOAD_FACTS = ("share", "uniform", "assignments", "n")
 
 
@@ -36,7 +43,8 @@ def load_heatmap(load: pl.DataFrame, *, slot: str = "any", selectable: bool = Fa
         slot: which of its slots.
         selectable: let a page select cells; `customdata` then ends with router and expert. Left out above 20,000 cells.
     """
-    rows = of_slot(load, slot)
+    every = of_slot(load, slot)
+    rows = busiest(every)
     title = "Which experts does each layer use?"
     if rows.is_empty():
         return nothing(title)
@@ -44,14 +52,17 @@ def load_heatmap(load: pl.DataFrame, *, slot: str = "any", selectable: bool = Fa
     names = _router_names(routers)
     place = {router: index for index, router in enumerate(routers["router"])}
     y = rows["router"].replace_strict(place).to_numpy()
-    x = rows["expert"].to_numpy()
-    shape = (len(names), int(x.max()) + 1)
+    numbers = rows["expert"].unique().sort()
+    x = rows["expert"].replace_strict({number: column for column, number in enumerate(numbers)}).to_numpy()
+    shape = (len(names), len(numbers))
     relative = (rows["share"] / rows["uniform"]).fill_null(math.nan).to_numpy()
     facts = [rows[name].cast(pl.Float64).fill_null(math.nan).to_numpy() for name in _LOAD_FACTS]
-    details = [grid(fact, y, x, shape) for fact in [*facts, relative, x.astype(np.float64)]]
+    # Rounded, since every digit of every cell is sent to the page.
+    shown = [np.round(fact, _DIGITS) for fact in [*facts, relative, rows["expert"].to_numpy().astype(np.float64)]]
+    details = [grid(fact, y, x, shape) for fact in shown]
     said = np.full(shape, "", dtype=object)
     said[y, x] = _interval_texts(rows)
-    highest = float(np.nanmax(relative)) if np.isfinite(relative).any() else 2.0
+    ceiling, ends = _ceiling(relative)
     figure = go.Figure(
         go.Heatmap(
             z=grid(relative, y, x, shape),
@@ -62,25 +73,39 @@ def load_heatmap(load: pl.DataFrame, *, slot: str = "any", selectable: bool = Fa
             hoverongaps=False,
             colorscale="Cividis",
             zmin=0,
-            zmax=max(2.0, highest),
+            zmax=ceiling,
             xgap=1 if shape[1] <= 64 else 0,
-            ygap=1 if shape[0] <= 64 else 0,
+            ygap=1 if shape[0] <= 32 else 0,
             colorbar=colour_bar("× even use"),
         )
     )
     if selectable:
         held = rows["share"].is_not_null().to_numpy()
         add_cells(figure, x[held], y[held], rows.select("router", "expert").to_numpy()[held])
+        if len(figure.data) > 1:  # the cells on top say it all
+            figure.data[0].update(customdata=None, hovertemplate=None, hoverinfo="skip")
     dress(
         figure,
         title,
-        "Share of the assignments, over 1/E. Baseline: 1, even use.",
+        "Share of the assignments, over 1/E. Baseline: 1, even use."
+        + busiest_text(len(numbers), every["expert"].n_unique())
+        + ends,
         f"n = {range_text(rows['n'])} assignments a router: {rows_text(rows)}.",
         height=min(900, 190 + 22 * shape[0]),
     )
-    figure.update_xaxes(title="expert", showgrid=False, **integer_ticks(shape[1]))
+    figure.update_xaxes(title="expert", showgrid=False, **_expert_ticks(numbers.to_list()))
     figure.update_yaxes(showgrid=False, **downwards(named_ticks(names), len(names)))
     return figure
+
+
+def _ceiling(relative: NDArray[np.float64]) -> tuple[float, str]:
+    """Return where the colours end, and what is said of that: of many cells a few would take them all."""
+    held = relative[np.isfinite(relative)]
+    highest = max(2.0, float(held.max(initial=0.0)))
+    ceiling = max(2.0, float(np.quantile(held, _UP_TO))) if len(held) > _FEW_CELLS else highest
+    if ceiling == highest:
+        return highest, ""
+    return ceiling, f" Colours end at {ceiling:.1f}; the busiest has {highest:.1f}."
 
 
 def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus: Sequence[int] = ()) -> go.Figure:
@@ -92,17 +117,20 @@ def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus:
         slot: which of its slots.
         focus: experts that the reader picked, where there are more than eight.
     """
-    rows = of_slot(load, slot).filter(pl.col("router") == router).sort("expert")
+    every = of_slot(load, slot).filter(pl.col("router") == router)
+    crowded = len(every) > _IN_ORDER
+    rows = busiest(every, focus).sort("expert")
+    rows = rows.sort("assignments", descending=True, maintain_order=True) if crowded else rows
     title = "How is the work of this layer shared out?"
     if rows.is_empty() or rows["share"].null_count() == len(rows):
         return nothing(title)
-    loads = rows["assignments"].to_list()
+    loads = every.sort("expert")["assignments"].to_list()
     wears = expert_colours(loads, focus)
     uniform = float(rows["uniform"][0])
     chosen = round(uniform * len(loads))  # 1, or the number of slots in the olmoe convention
     figure = go.Figure(
         go.Bar(
-            x=rows["expert"].to_list(),
+            x=list(range(len(rows))) if crowded else rows["expert"].to_list(),
             y=rows["share"].to_list(),
             marker={
                 "color": [wears.get(expert, CONTEXT) for expert in rows["expert"]],
@@ -117,24 +145,36 @@ def load_histogram(load: pl.DataFrame, router: int, *, slot: str = "any", focus:
                 "thickness": 1.5 if len(loads) <= 64 else 0.75,
                 "width": 3 if len(loads) <= 64 else 0,
             },
-            customdata=list(zip(rows["assignments"], rows["n"], _interval_texts(rows), strict=True)),
-            hovertemplate="<b>expert %{x}</b><br>share %{y:.2%}<br>%{customdata[2]}"
+            customdata=list(zip(rows["assignments"], rows["n"], _interval_texts(rows), rows["expert"], strict=True)),
+            hovertemplate="<b>expert %{customdata[3]}</b><br>share %{y:.2%}<br>%{customdata[2]}"
             "<br>%{customdata[0]:,} of %{customdata[1]:,} assignments<extra></extra>",
         )
     )
+    digits = 1 if uniform >= 0.01 else 2
     figure.add_hline(y=uniform, line={"color": GREY, "width": 1.5, "dash": "dash"})
     dress(
         figure,
         f"How is the work of layer {rows['layer'][0]} shared out?",
         f"Share of the {'assignments' if chosen == 1 else 'tokens'}, with its 95 % interval. "
-        f"Baseline, dashed: even use, {chosen}/{len(loads)} = {uniform:.1%}.",
+        f"Baseline, dashed: even use, {chosen}/{len(loads)} = {uniform:.{digits}%}."
+        + busiest_text(len(rows), len(every))
+        + (" Sorted by load." if crowded else ""),
         f"n = {int(rows['n'][0]):,} assignments: {rows_text(rows)}.",
         height=320,
     )
     figure.update_layout(bargap=0.15 if len(loads) <= 64 else 0)
-    figure.update_xaxes(title="expert", showgrid=False, **integer_ticks(len(loads)))
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    title = "expert, by load" if crowded else "expert"
+    figure.update_xaxes(title=title, showgrid=False, **_expert_ticks(rows["expert"].to_list()))
+    highest = float(rows["share"].fill_null(0).to_numpy().max())
+    figure.update_yaxes(tickformat=".0%" if highest > 0.04 else ".1%", rangemode="tozero")
     return figure
+
+
+def _expert_ticks(experts: Sequence[int]) -> dict[str, object]:
+    """Return the ticks of an axis whose cells 0, 1, 2 … are experts."""
+    if list(experts) == list(range(len(experts))):
+        return integer_ticks(len(experts))
+    return named_ticks([str(expert) for expert in experts])
 
 
 def _interval_texts(rows: pl.DataFrame) -> list[str]:

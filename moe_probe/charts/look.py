@@ -18,6 +18,9 @@ DIVERGING = ((0.0, "#2C6BB3"), (0.25, "#8FB8DE"), (0.5, "#D9D9D9"), (0.75, "#F0B
 
 _FAINT = "rgba(128,128,128,0.25)"
 _MOST_CELLS = 20_000
+_MOST_BARS = 2_000
+MOST_EXPERTS = 1_024
+"""Of more experts, those of the greatest load are drawn."""
 
 _AXIS = {
     "gridcolor": _FAINT,
@@ -54,6 +57,25 @@ def of_slot(frame: pl.DataFrame, slot: str) -> pl.DataFrame:
     return frame.filter(pl.col("slot") == slot)
 
 
+def busiest(rows: pl.DataFrame, focus: Sequence[int] = ()) -> pl.DataFrame:
+    """Return the rows of at most 1,024 experts: those that the reader picked, and those with the most assignments.
+
+    Args:
+        rows: with the columns expert and assignments, of one slot.
+        focus: experts that are kept whatever their load.
+    """
+    if rows["expert"].n_unique() <= MOST_EXPERTS:
+        return rows
+    totals = rows.group_by("expert").agg(pl.col("assignments").sum())
+    ranked = totals.sort(pl.col("expert").is_in(list(focus)), "assignments", -pl.col("expert"), descending=True)
+    return rows.filter(pl.col("expert").is_in(ranked["expert"].head(MOST_EXPERTS).to_list()))
+
+
+def busiest_text(drawn: int, there: int) -> str:
+    """Return what a subtitle says of experts that are not drawn; nothing where all are."""
+    return "" if drawn == there else f" Drawn: top {drawn:,} of {there:,} experts by load."
+
+
 def grid(
     values: NDArray[np.float64], y: NDArray[np.int64], x: NDArray[np.int64], shape: tuple[int, int]
 ) -> NDArray[np.float64]:
@@ -66,8 +88,9 @@ def grid(
 def add_cells(figure: go.Figure, x: NDArray[np.integer], y: NDArray[np.integer], places: NDArray[np.generic]) -> None:
     """Lay an invisible bar on cells of a heatmap, since plotly lets a page select bars and points, but no cells.
 
-    What lies on top also speaks for what lies below, so a bar says what its cell does. Does nothing above 20,000 cells,
-    where the bars would cost more than the picture.
+    What lies on top also speaks for what lies below, so a bar says what its cell does. Above 2,000 cells points take
+    the place of bars: a small cell is where its point is nearest, and points need not be drawn to be found. Above
+    20,000 cells, where what they say would cost more than the picture, there is nothing.
 
     Args:
         figure: holds one heatmap, whose hover text uses its `customdata` alone.
@@ -79,18 +102,17 @@ def add_cells(figure: go.Figure, x: NDArray[np.integer], y: NDArray[np.integer],
         return
     (heatmap,) = figure.data
     said = heatmap.customdata[y, x]  # (cells, facts)
-    figure.add_trace(
-        go.Bar(
-            x=x,
-            y=np.ones(len(x)),
-            base=y - 0.5,
-            width=1,
-            marker={"color": "rgba(0,0,0,0)", "line": {"width": 0}},
-            customdata=np.hstack([said, places.astype(object)]),
-            hovertemplate=heatmap.hovertemplate,
-            showlegend=False,
-        )
-    )
+    told = {
+        "customdata": np.hstack([said, places.astype(object)]),
+        "hovertemplate": heatmap.hovertemplate,
+        "showlegend": False,
+    }
+    if len(x) > _MOST_BARS:
+        unseen = {"opacity": 0, "maxdisplayed": 1}
+        figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=unseen, **told))
+        return
+    clear = {"color": "rgba(0,0,0,0)", "line": {"width": 0}}
+    figure.add_trace(go.Bar(x=x, y=np.ones(len(x)), base=y - 0.5, width=1, marker=clear, **told))
     figure.update_layout(barmode="overlay")
 
 

@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 
 from moe_probe.charts.agreement import interval_text
 from moe_probe.charts.labels import MINIMUM_EXPECTED
-from moe_probe.charts.look import add_cells, downwards, named_ticks
+from moe_probe.charts.look import add_cells, downwards, escape, named_ticks
 from moe_probe.charts.pairs import coactivation_heatmap, transition_heatmap
 from moe_probe.errors import BadInputError
 
@@ -80,7 +80,12 @@ def coactivation_cells(
 
 
 def transition_cells(
-    frame: pl.DataFrame, router: int, *, focus: Sequence[int] = (), most: int = MOST_EXPERTS
+    frame: pl.DataFrame,
+    router: int,
+    *,
+    focus: Sequence[int] = (),
+    most: int = MOST_EXPERTS,
+    names: Mapping[int, str] | None = None,
 ) -> go.Figure:
     """Draw where the tokens of each expert of one router go next, as cells that can be selected.
 
@@ -91,6 +96,7 @@ def transition_cells(
         router: the index of the router that the tokens come from.
         focus: experts that are drawn whatever their load.
         most: so many experts are drawn of either router.
+        names: of the routers, by index; None = their layers, which do not tell two routers of one layer apart.
     """
     rows = frame.filter(pl.col("router") == router)
     axes = ("expert", "next_expert")
@@ -103,9 +109,11 @@ def transition_cells(
     figure = transition_heatmap(moved, router)
     if not figure.data:
         return figure
-    names = [[str(expert) for expert in experts] for experts in kept]
-    figure.update_xaxes(tickangle=0, **named_ticks(names[1]))
-    figure.update_yaxes(**downwards(named_ticks(names[0]), len(names[0])))
+    experts = [[str(expert) for expert in one] for one in kept]
+    figure.update_xaxes(tickangle=0, **named_ticks(experts[1]))
+    figure.update_yaxes(**downwards(named_ticks(experts[0]), len(experts[0])))
+    if names is not None:
+        _name_routers(figure, *(escape(names[rows[column][0]].lower()) for column in ("router", "next_router")))
     drawn = _drawn(here)
     told = [
         f"<b>from expert {row['expert']} to expert {row['next_expert']}</b>{_said(row, 'tokens')}"
@@ -115,6 +123,12 @@ def transition_cells(
     _lay_cells(figure, drawn, axes, (places[0], places[1]), told)
     _say_left_out(figure, max(map(len, kept)), max(rows[axis].n_unique() for axis in axes))
     return figure
+
+
+def _name_routers(figure: go.Figure, before: str, after: str) -> None:
+    figure.update_layout(title_text=f"From {before} to {after}: where do the tokens of each expert go?")
+    figure.update_xaxes(title_text=f"expert of {after}")
+    figure.update_yaxes(title_text=f"expert of {before}")
 
 
 def _busiest(rows: pl.DataFrame, axis: str, counted: str, focus: Sequence[int], most: int) -> list[int]:

@@ -29,7 +29,9 @@ _FLOW = "How do tokens stream through the layers?"
 _FULL, _FAINT = 0.6, 0.16
 
 
-def path_flow(frame: pl.DataFrame, routers: Sequence[int], *, focus: Sequence[int] = ()) -> go.Figure:
+def path_flow(
+    frame: pl.DataFrame, routers: Sequence[int], *, focus: Sequence[int] = (), names: Mapping[int, str] | None = None
+) -> go.Figure:
     """Draw how tokens go from first choice to first choice through a few routers.
 
     Full colour: more tokens than by chance, with a q-value below .05, and of the focused experts where there are some.
@@ -39,6 +41,7 @@ def path_flow(frame: pl.DataFrame, routers: Sequence[int], *, focus: Sequence[in
         frame: from `tables.transitions`.
         routers: indices of routers that follow each other, two to eight.
         focus: experts that the reader picked.
+        names: of the routers, by index; None = their layers, which do not tell two routers of one layer apart.
 
     Raises:
         BadInputError: there are fewer than two routers or more than eight.
@@ -90,7 +93,7 @@ def path_flow(frame: pl.DataFrame, routers: Sequence[int], *, focus: Sequence[in
     )
     for place, router in enumerate(routers):
         figure.add_annotation(
-            text=f"layer {layers.get(router, '?')}",
+            text=f"layer {layers.get(router, '?')}" if names is None else escape(names[router].lower()),
             x=place / (len(routers) - 1),
             y=1,
             xref="paper",

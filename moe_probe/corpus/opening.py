@@ -9,6 +9,8 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from weakref import WeakKeyDictionary
@@ -21,8 +23,12 @@ STANDARD_INPUT = "-"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstandard", ".zstd": "zstandard"}
 
 _BLOCK_BYTES = 1 << 20
+# Four bytes of Zstandard may stand for 128 KB, and the library decompresses all that it is given at once.
+_CAREFUL_BYTES = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+_most_bytes: ContextVar[int | None] = ContextVar("most_bytes", default=None)
 
 # Standard input can be read once only; a corpus is read more than once.
 _standard_input: WeakKeyDictionary[object, bytes] = WeakKeyDictionary()
@@ -62,19 +68,48 @@ class Line:
     text: str
 
 
+@contextmanager
+def at_most(n_bytes: int) -> Iterator[None]:
+    """Refuse, in this thread and while it lasts, every file that has more bytes than this once it is decompressed.
+
+    A file is refused when so many bytes of it have come, whatever it says of its size: never much more is in memory.
+
+    Example:
+        >>> with at_most(10_000_000):
+        ...     sum(map(len, read_blocks(Source(__file__, "opening.py")))) > 1_000
+        True
+    """
+    before = _most_bytes.set(n_bytes)
+    try:
+        yield
+    finally:
+        _most_bytes.reset(before)
+
+
 def read_blocks(source: Source) -> Iterator[bytes]:
     """Yield the bytes of a file block by block, decompressed.
 
     Raises:
-        BadInputError: if it cannot be read, or its compression is broken or cut short.
+        BadInputError: if it cannot be read, its compression is broken or cut short, or `at_most` allows less.
     """
+    most = _most_bytes.get()
+    seen = 0
+    for block in _read_blocks(source, careful=most is not None):
+        seen += len(block)
+        if most is not None and seen > most:
+            after = " when decompressed" if _compression(PurePath(source.path)) else ""
+            raise BadInputError(f"{source.shown}: more than {most:,} bytes{after}, which is the most here; divide it")
+        yield block
+
+
+def _read_blocks(source: Source, *, careful: bool) -> Iterator[bytes]:
     if source.path == STANDARD_INPUT:
         yield _read_standard_input()
         return
     try:
         compression = _compression(PurePath(source.path))
         if compression == "zstandard":
-            yield from _unpack_zstandard(source)
+            yield from _unpack_zstandard(source, _CAREFUL_BYTES if careful else _BLOCK_BYTES)
             return
         with gzip.open(source.path) if compression else Path(source.path).open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -147,11 +182,11 @@ def _compression(path: PurePath) -> str | None:
     return COMPRESSIONS.get(path.suffix.lower())
 
 
-def _unpack_zstandard(source: Source) -> Iterator[bytes]:
+def _unpack_zstandard(source: Source, at_once: int) -> Iterator[bytes]:
     """Decompress frame by frame: the library's stream reader takes a file that was cut short for a whole one."""
     frame = None
     with Path(source.path).open("rb") as file:
-        while packed := file.read(_BLOCK_BYTES):
+        while packed := file.read(at_once):
             while packed:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 if block := frame.decompress(packed):

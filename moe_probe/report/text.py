@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 from moe_probe.palette import EXPERT_COLOURS, INK, expert_colours
 from moe_probe.report.page import Part, shown
 from moe_probe.schema import DROPPED, Router
-from moe_probe.tokenview import router_titles
+from moe_probe.tokenview import is_indented, router_titles, three_routers
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
 
 _LARGE = 200_000
 """Tokens above which a document is passed over for a shorter one of its domain: it is read whole, with all routers."""
-
-_INDENTED = 0.15
-"""Share of lines that begin with blanks from which a text is set as code."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ def coloured_text(run: Run, *, characters: int = 1500, most_documents: int = 4) 
         characters: about how many in all, shared out among the documents.
         most_documents: how many documents at most, each of another domain as far as there are as many.
     """
-    panes = [run.routers[index] for index in _three(len(run.routers))]
+    panes = [run.routers[index] for index in three_routers(len(run.routers))]
     rows = choose_documents(run, most_documents)
     excerpts = [
         _excerpt(run, row, panes, share)
@@ -95,11 +92,6 @@ def choose_documents(run: Run, most: int) -> list[dict[str, Any]]:
     return ranked.sort("document").select(documents.columns).to_dicts()
 
 
-def _three(count: int) -> list[int]:
-    """The first, the middle and the last of so many."""
-    return sorted({0, count // 2, count - 1}) if count else []
-
-
 def _shares(lengths: Sequence[int], total: int) -> list[int]:
     """Share out characters evenly; what short documents leave goes to the others."""
     shares = [0] * len(lengths)
@@ -140,7 +132,7 @@ def _legend(router: Router, worn: dict[int, int]) -> str:
 
 def _row(excerpt: _Excerpt, colours: Sequence[dict[int, int]], titles: Sequence[str]) -> str:
     domain = f" · {excerpt.domain}" if excerpt.domain and not excerpt.name.startswith(excerpt.domain) else ""
-    face = " indented" if _is_indented("".join(excerpt.texts)) else ""
+    face = " indented" if is_indented("".join(excerpt.texts)) else ""
     panes = "".join(
         f'<div class="routed{face}" data-layer="{shown(title)}">{_spans(excerpt.texts, choices, worn)}</div>'
         for choices, worn, title in zip(excerpt.choices, colours, titles, strict=True)
@@ -164,9 +156,3 @@ def _span(text: str, expert: int, worn: dict[int, int]) -> str:
         return f'{blank}<span class="dropped" title="dropped">{seen}</span>{after}'
     colour = f' class="c{worn[expert]}"' if expert in worn else ""
     return f'{blank}<span{colour} title="expert {expert}">{seen}</span>{after}'
-
-
-def _is_indented(text: str) -> bool:
-    """Say whether a text's lines are indented as code's are, so that its columns matter."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    return len(lines) > 3 and sum(line.startswith(("  ", "\t")) for line in lines) > _INDENTED * len(lines)

@@ -1,5 +1,6 @@
 // One token: what it is, and the experts it was sent to on its way through all layers.
 
+const MOST_SLOTS = 10; // of more, a token's heaviest are shown, and how many others there are
 const INK_ROOM = 13; // a segment lower than this many pixels holds no number
 
 function slotsOf(router, token) {
@@ -16,11 +17,18 @@ const slotText = ({ expert, weight }) => {
   return weight === null ? `expert ${expert}` : `expert ${expert} × ${weight.toFixed(2)}`;
 };
 
+// The slots to show, the heaviest first, and how many more there are.
+function heaviest(slots) {
+  const shown = slots.length > MOST_SLOTS ? slots.slice(0, MOST_SLOTS - 2) : slots;
+  return { shown, others: slots.slice(shown.length) };
+}
+
 // [["upos", "NOUN"], ...] of a token
 const labelsOf = (packed, token) => packed.labels.map((label) => [label.name, label.values[label.codes[token]]]);
 
 function showTip(packed, tip, router, colours, token) {
-  const slots = slotsOf(router, token).map((slot) => {
+  const { shown, others } = heaviest(slotsOf(router, token));
+  const slots = shown.map((slot) => {
     const colour = slot.expert === null ? undefined : colours.get(slot.expert);
     return element(
       'span',
@@ -29,6 +37,7 @@ function showTip(packed, tip, router, colours, token) {
       slot.expert === null ? ' dropped' : slot.weight === null ? '' : ` ${slot.weight.toFixed(2)}`,
     );
   });
+  if (others.length) slots.push(element('span', {}, `and ${others.length} more`));
   const entropy = router.entropy(token);
   tip.replaceChildren(
     element('div', { class: 'moe-tip-head' }, element('b', {}, visibleToken(packed, token)), ` token ${number(packed.first + token)}`),
@@ -40,11 +49,13 @@ function showTip(packed, tip, router, colours, token) {
 
 function pathColumn(packed, router, colours, token, current, go) {
   const slots = slotsOf(router, token);
+  const { shown, others } = heaviest(slots);
   const known = slots.filter((slot) => slot.expert !== null);
   const sum = known.reduce((total, slot) => total + Math.max(slot.weight ?? 1, 0), 0) || 1;
   const stack = element('span', { class: 'moe-stack' });
-  for (const slot of slots) {
-    const part = slot.expert === null ? 0.2 : Math.max(slot.weight ?? 1, 0) / sum;
+  const partOf = (slot) => (slot.expert === null ? 0.2 : Math.max(slot.weight ?? 1, 0) / sum);
+  for (const slot of shown) {
+    const part = partOf(slot);
     const colour = slot.expert === null ? undefined : colours.get(slot.expert);
     const kind = slot.expert === null ? 'dropped' : colour === undefined ? 'moe-none' : `c${colour}`;
     const label = slot.expert === null ? '–' : String(slot.expert);
@@ -52,14 +63,20 @@ function pathColumn(packed, router, colours, token, current, go) {
     segment.style.flexGrow = part;
     stack.append(segment);
   }
+  if (others.length) {
+    const rest = element('span', { class: 'moe-segment moe-rest' }, `+${others.length}`);
+    rest.style.flexGrow = others.reduce((total, slot) => total + partOf(slot), 0);
+    stack.append(rest);
+  }
+  const said = [...shown.map(slotText), ...(others.length ? [`and ${others.length} more`] : [])].join(', ');
   return element(
     'button',
     {
       class: 'moe-step',
       type: 'button',
       'aria-current': current ? 'true' : null,
-      'aria-label': `${router.title}: ${slots.map(slotText).join(', ')}`,
-      title: `${router.title}: ${slots.map(slotText).join(', ')}`,
+      'aria-label': `${router.title}: ${said}`,
+      title: `${router.title}: ${said}`,
       'data-router': router.index,
       onclick: () => go(router.index),
     },
@@ -84,6 +101,7 @@ function showCard(packed, card, token, current, coloursOf, go) {
     );
     return;
   }
+  const path = packed.path(token);
   const facts = [`token ${number(packed.first + token)}`];
   const piece = packed.piece(token);
   if (piece) facts.push(`vocabulary piece ${piece}`);
@@ -106,7 +124,11 @@ function showCard(packed, card, token, current, coloursOf, go) {
     element(
       'div',
       { class: 'moe-path', role: 'group', 'aria-label': 'Path through all layers' },
-      ...packed.routers.map((router) => pathColumn(packed, router, coloursOf(router), token, router.index === current, go)),
+      ...(path
+        ? path.routers.map((router) =>
+            pathColumn(packed, router, coloursOf(packed.routers[router.index]), path.at, router.index === current, go),
+          )
+        : ['Following it through the layers …']),
     ),
   );
 }

@@ -14,8 +14,8 @@ function halfToNumber(bits) {
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
-// bytes -> {name, n_tokens, starts, text, routers, labels, ...}: the header, its arrays, and how to ask them.
-function decodeDocument(bytes) {
+// bytes -> the header, and a maker of the arrays that it names
+function unpack(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (bytes.byteLength < 8 || view.getUint32(0, true) !== MAGIC) throw new Error('not a packed document of moe_probe');
   const headerLength = view.getUint32(4, true);
@@ -23,32 +23,45 @@ function decodeDocument(bytes) {
   if (header.version !== 1) throw new Error(`packed document of version ${header.version}; this view reads version 1`);
   // One copy: typed arrays want aligned offsets, and the bytes may sit anywhere in their buffer.
   const body = bytes.slice(8 + headerLength).buffer;
-  const array = (at) => (at ? new ARRAYS[at.type](body, at.offset, at.length) : null);
+  return { header, array: (at) => (at ? new ARRAYS[at.type](body, at.offset, at.length) : null) };
+}
 
+// Give a router its arrays: `ids` (tokens, slots), null while they are not here, and how to ask for the others.
+function fillRouter(router, said, array) {
+  const weights = array(said.weights);
+  const entropy = array(said.entropy);
+  router.ids = array(said.experts);
+  router.dropped = said.experts ? DROPPED[said.experts.type] : null;
+  router.weighted = weights !== null;
+  router.bytes = [router.ids, weights, entropy].reduce((sum, one) => sum + (one ? one.byteLength : 0), 0);
+  router.weight = (token, slot) => (weights ? halfToNumber(weights[token * router.n_slots + slot]) : null);
+  router.entropy = (token) => (entropy ? halfToNumber(entropy[token]) : null);
+  return router;
+}
+
+// What pack_routing() wrote -> its routers, with their arrays
+function decodeRouting(bytes) {
+  const { header, array } = unpack(bytes);
+  return header.routers.map((said) => fillRouter({ ...said }, said, array));
+}
+
+// bytes -> {name, n_tokens, starts, text, routers, labels, ...}: the header, its arrays, and how to ask them.
+function decodeDocument(bytes) {
+  const { header, array } = unpack(bytes);
   const lengths = array(header.lengths);
   const starts = new Uint32Array(header.n_tokens + 1); // UTF-16 offsets, as JavaScript counts
   for (let i = 0; i < header.n_tokens; i++) starts[i + 1] = starts[i] + lengths[i];
 
-  const routers = header.routers.map((router) => {
-    const weights = array(router.weights);
-    const entropy = array(router.entropy);
-    return {
-      ...router,
-      ids: array(router.experts), // (tokens, slots)
-      dropped: DROPPED[router.experts.type],
-      weight: (token, slot) => (weights ? halfToNumber(weights[token * router.n_slots + slot]) : null),
-      entropy: (token) => (entropy ? halfToNumber(entropy[token]) : null),
-    };
-  });
   const labels = header.labels.map((label) => ({ ...label, codes: array(label.codes) }));
   const pieces = array(header.piece_codes);
   return {
     ...header,
     starts,
-    routers,
+    routers: header.routers.map((said) => fillRouter({ ...said }, said, array)),
     labels,
     token: (i) => header.text.slice(starts[i], starts[i + 1]),
     piece: (i) => header.pieces[pieces[i]],
+    ...allHere,
   };
 }
 

@@ -26,6 +26,7 @@ const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)}%
 // A token as one sees it: spaces and line ends made visible, an empty piece named by the tokenizer's own spelling.
 function visibleToken(packed, i) {
   const text = packed.token(i);
+  if (packed.stand_ins) return text.trim();
   if (text === '') return packed.piece(i) || '(empty)';
   return text.replace(/ /g, '\u00b7').replace(/\t/g, '\u2192').replace(/\r/g, '\u240d').replace(/\n/g, '\u21b5');
 }

@@ -4,9 +4,27 @@
 
 const ROWS = 16; // up to so many experts have a row each; of more, only those that wear a colour
 
+const IN_ORDER = 128; // columns of more experts would be too thin to tell apart: they are sorted by load
+const MOST_COLUMNS = 1024;
+
+// The experts in the order of their columns.
+function columnOrder(router, counts) {
+  const experts = [...counts.keys()];
+  if (router.n_experts <= IN_ORDER) return experts;
+  return experts.sort((a, b) => counts[b] - counts[a] || a - b).slice(0, MOST_COLUMNS);
+}
+
+// What to say of the order, where it is not that of the numbers.
+function orderText(router) {
+  if (router.n_experts <= IN_ORDER) return '';
+  const which = router.n_experts > MOST_COLUMNS ? `top ${number(MOST_COLUMNS)} by load` : 'by load';
+  return ` Columns: ${which}, of ${number(router.n_experts)} experts.`;
+}
+
 function barChart(packed, router, counted, colours, pick, height) {
   // Thin columns for all experts at once: the shape of the load, however many there are.
-  const width = Math.max(router.n_experts, 8) * 10;
+  const order = columnOrder(router, counted.counts);
+  const width = Math.max(order.length, 8) * 10;
   const chance = 1 / router.n_experts;
   const top = Math.max(...counted.counts, 1) / Math.max(counted.total, 1);
   const scale = height / Math.max(top, 2 * chance);
@@ -15,19 +33,21 @@ function barChart(packed, router, counted, colours, pick, height) {
   svg.append(hover);
   svg.setAttribute('role', 'img');
   svg.setAttribute('aria-label', `${router.title}: share of each of ${router.n_experts} experts`);
-  const step = width / router.n_experts;
-  counted.counts.forEach((count, expert) => {
-    const tall = counted.total ? (count / counted.total) * scale : 0;
+  const step = width / order.length;
+  const room = order.length > IN_ORDER ? 0 : 0.08; // between columns
+  order.forEach((expert, place) => {
+    const tall = counted.total ? (counted.counts[expert] / counted.total) * scale : 0;
     const colour = colours.get(expert);
-    const box = { x: expert * step + step * 0.08, y: height - tall, width: step * 0.84, height: Math.max(tall, 0.6) };
+    const wide = { x: (place + room) * step, width: step * (1 - 2 * room) };
+    const box = { ...wide, y: height - tall, height: Math.max(tall, 0.6) };
     svg.append(shape('rect', { ...box, class: colour === undefined ? 'moe-grey' : `moe-fill${colour}` }));
   });
   const y = height - chance * scale;
   svg.append(shape('line', { x1: 0, x2: width, y1: y, y2: y, class: 'moe-chance' }));
   const at = (event) => {
     const box = svg.getBoundingClientRect();
-    const place = Math.floor(((event.clientX - box.left) / box.width) * router.n_experts);
-    return Math.min(router.n_experts - 1, Math.max(0, place));
+    const place = Math.floor(((event.clientX - box.left) / box.width) * order.length);
+    return order[Math.min(order.length - 1, Math.max(0, place))];
   };
   svg.onclick = (event) => pick(at(event), event.shiftKey);
   svg.onpointermove = (event) => {
@@ -91,13 +111,17 @@ function showHistogram(packed, panel, router, counted, colours, look, pick) {
       ),
     );
   }
+  if (router.n_slots === router.n_experts && look.slot === 'any') {
+    const text = 'Every token goes to every expert here, with a weight of its own: any slot tells nothing, first choices do.';
+    parts.push(element('p', { class: 'moe-note' }, text));
+  }
   const others = few ? '' : ` Coloured: ${look.focus.length ? 'your picks' : 'the eight most used here'}.`;
   parts.push(
     element(
       'p',
       { class: 'moe-note' },
       element('span', { class: 'moe-dash', 'aria-hidden': 'true' }),
-      ` chance, 1/${router.n_experts} = ${(100 * chance).toFixed(chance < 0.01 ? 2 : 1)}%. n = ${number(counted.total)}.${others}`,
+      ` chance, 1/${router.n_experts} = ${(100 * chance).toFixed(chance < 0.01 ? 2 : 1)}%. n = ${number(counted.total)}.${others}${few ? '' : orderText(router)}`,
     ),
   );
   replaceKeepingFocus(panel, 'data-expert', ...parts);

@@ -1,33 +1,40 @@
 // The document's token-to-expert table as CSV, made in the page.
+//
+// The same protection as in the tables that moe_probe writes: a token is a JSON string, and so is every other text that a
+// spreadsheet could take for a formula, or that would break a line. What begins with a quote is a JSON string, always.
 
-// A token is written as JSON, so that line ends stay on their line and no spreadsheet takes one for a formula.
+const FORMULA = /^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]/u;
+const HIDDEN = /(?! )[\p{C}\p{Z}]/u;
+
 const csvField = (value) => (/[",\n\r]/.test(value) ? `"${value.replace(/"/g, '""')}"` : value);
-const csvNumber = (value, digits) => (value === null || Number.isNaN(value) ? '' : String(Number(value.toPrecision(digits))));
-// A label's value that a spreadsheet could take for a formula gets an apostrophe before it.
-const csvText = (value) => csvField(/^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
+const csvJson = (value) =>
+  csvField(JSON.stringify(value).replace(/[\u007f\u0085\u2028\u2029]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`));
+const csvText = (value) => (FORMULA.test(value) || value.startsWith('"') || HIDDEN.test(value) ? csvJson(value) : csvField(value));
+// Five digits name a float16 exactly.
+const csvNumber = (value) => (value === null || Number.isNaN(value) ? '' : String(Number(value.toPrecision(5))));
 
-function tableCsv(packed) {
-  const head = ['document', 'position', 'token', ...packed.labels.map((label) => label.name)];
-  for (const router of packed.routers) {
+// Of a document without text: a token's id, or nothing.
+const standIn = (packed, i) => (packed.stand_ins === 'ids' ? packed.token(i).trim() : '');
+
+// A row a token: where it is, what it is, its labels, and for each of `routers` its experts, then their weights.
+// A document that is not all here brings its routers one by one; those of `keep` stay, for they are shown.
+async function tableCsv(packed, routers, keep) {
+  const head = ['document', 'position', packed.stand_ins === 'ids' ? 'token_id' : 'token', ...packed.labels.map((label) => csvText(label.name))];
+  for (const router of routers) {
     for (let k = 0; k < router.n_slots; k++) head.push(`expert_${router.index}_${k}`);
     for (let k = 0; k < router.n_slots; k++) head.push(`weight_${router.index}_${k}`);
   }
-  const lines = [head.join(',')];
-  for (let i = 0; i < packed.n_tokens; i++) {
-    const row = [csvText(packed.name), packed.first + i, csvField(JSON.stringify(packed.token(i)))];
-    for (const label of packed.labels) row.push(csvText(label.values[label.codes[i]]));
-    for (const router of packed.routers) {
+  const lines = Array.from({ length: packed.n_tokens }, (_, i) => {
+    const labels = packed.labels.map((label) => csvText(label.values[label.codes[i]]));
+    return [csvText(packed.name), packed.first + i, packed.stand_ins ? standIn(packed, i) : csvJson(packed.token(i)), ...labels].join(',');
+  });
+  for (const router of routers) {
+    await packed.need([...new Set([...keep.map((one) => one.index), router.index])]);
+    for (let i = 0; i < packed.n_tokens; i++) {
       const slots = slotsOf(router, i);
-      row.push(...slots.map((slot) => slot.expert ?? ''), ...slots.map((slot) => csvNumber(slot.weight, 4)));
+      const cells = [...slots.map((slot) => slot.expert ?? ''), ...slots.map((slot) => csvNumber(slot.weight))];
+      lines[i] += `,${cells.join(',')}`;
     }
-    lines.push(row.join(','));
   }
-  return lines.join('\n') + '\n';
-}
-
-function downloadCsv(packed) {
-  const url = URL.createObjectURL(new Blob([tableCsv(packed)], { type: 'text/csv' }));
-  const name = packed.name.replace(/[^\w.-]+/g, '_').slice(0, 80) || 'document';
-  element('a', { href: url, download: `${name}.tokens.csv` }).click();
-  URL.revokeObjectURL(url);
+  return [head.join(','), ...lines, ''].join('\n');
 }

@@ -69,42 +69,46 @@ function colouring(packed, router, look) {
   };
 }
 
-// Put the document into `scroller`; returns {paint, reveal, tokenAt, close}.
+// Put the document into `scroller`; returns {paint, reveal, tokenAt, row, whole, close}.
 function showText(packed, scroller) {
   const blocks = splitBlocks(packed);
   let look = null;
   let version = 0;
   let panes = 1;
+  let everything = false; // all blocks as spans, for paper
 
   const blockText = (block) => {
     const text = packed.text.slice(packed.starts[block.from], packed.starts[block.to]);
     return text.endsWith('\n') ? text.slice(0, -1) : text; // the row itself ends the line
   };
 
+  // The tokens of a stretch as one pane's cell, not painted yet: {cell, spans}.
+  function makeCell(from, to) {
+    const nodes = [];
+    const spans = [];
+    for (let i = from; i < to; i++) {
+      let text = packed.token(i);
+      const span = document.createElement('span');
+      span._token = i;
+      if (/^[\r\n]+$/.test(text)) span.dataset.end = text.length; // a line end has an expert too: it gets a sign
+      if (i === to - 1 && text.endsWith('\n')) text = text.slice(0, -1);
+      // The space before a word stays uncoloured: words then stand apart, and pieces of one word do not.
+      if (/^ \S/.test(text)) {
+        nodes.push(' ');
+        text = text.slice(1);
+      }
+      span.textContent = text;
+      spans.push(span);
+      nodes.push(span);
+    }
+    return { cell: element('div', { class: 'moe-cell' }, ...nodes), spans };
+  }
+
   function hydrate(block) {
     if (block.panes.length) return;
-    const cells = look.routers.map(() => {
-      const nodes = [];
-      const spans = [];
-      for (let i = block.from; i < block.to; i++) {
-        let text = packed.token(i);
-        const span = document.createElement('span');
-        span._token = i;
-        if (/^[\r\n]+$/.test(text)) span.dataset.end = text.length; // a line end has an expert too: it gets a sign
-        if (i === block.to - 1 && text.endsWith('\n')) text = text.slice(0, -1);
-        // The space before a word stays uncoloured: words then stand apart, and pieces of one word do not.
-        if (/^ \S/.test(text)) {
-          nodes.push(' ');
-          text = text.slice(1);
-        }
-        span.textContent = text;
-        spans.push(span);
-        nodes.push(span);
-      }
-      block.panes.push(spans);
-      return element('div', { class: 'moe-cell' }, ...nodes);
-    });
-    block.row.replaceChildren(block.gutter, ...cells);
+    const made = look.routers.map(() => makeCell(block.from, block.to));
+    block.panes = made.map((pane) => pane.spans);
+    block.row.replaceChildren(block.gutter, ...made.map((pane) => pane.cell));
     block.painted = -1;
   }
 
@@ -118,11 +122,15 @@ function showText(packed, scroller) {
   function paintBlock(block) {
     if (block.painted === version) return;
     block.painted = version;
-    block.panes.forEach((spans, pane) => {
+    paintSpans(block.panes, block.from);
+  }
+
+  function paintSpans(paneSpans, from) {
+    paneSpans.forEach((spans, pane) => {
       const router = look.routers[pane];
       const classOf = look.rules[pane];
       for (let j = 0; j < spans.length; j++) {
-        const i = block.from + j;
+        const i = from + j;
         let name = classOf(i);
         if (look.hits && look.hits.has(i)) name += ' hit';
         if (i === look.token) name += ' chosen';
@@ -146,19 +154,35 @@ function showText(packed, scroller) {
         if (block.visible) {
           hydrate(block);
           paintBlock(block);
-        } else if (block.panes.length && blocks.length > 24) rest(block);
+        } else if (block.panes.length && blocks.length > 24 && !everything) rest(block);
       }
     },
     { root: scroller, rootMargin: '300px' },
   );
+
+  function makeGutter(from, opens) {
+    const gutter = element('div', { class: 'moe-gutter', 'aria-hidden': 'true' });
+    gutter.dataset.at = (opens ? '' : '⋯ ') + number(packed.first + from);
+    return gutter;
+  }
+
+  // The tokens whose lines are wholly on screen: [first, one after the last].
+  function onScreen() {
+    const frame = scroller.getBoundingClientRect();
+    const inside = (span) => {
+      const box = span.getBoundingClientRect();
+      return box.top >= frame.top - 1 && box.bottom <= frame.bottom + 1;
+    };
+    const seen = blocks.filter((block) => block.visible && block.panes.length).flatMap((block) => block.panes[0].filter(inside));
+    return seen.length ? [seen[0]._token, seen.at(-1)._token + 1] : [0, 0];
+  }
 
   function build() {
     scroller.style.setProperty('--panes', panes);
     scroller.replaceChildren(
       ...blocks.map((block) => {
         const opens = block.from === 0 || packed.text[packed.starts[block.from] - 1] === '\n';
-        block.gutter = element('div', { class: 'moe-gutter', 'aria-hidden': 'true' });
-        block.gutter.dataset.at = (opens ? '' : '⋯ ') + number(packed.first + block.from);
+        block.gutter = makeGutter(block.from, opens);
         block.row = element('div', { class: 'moe-row' });
         block.row._block = block;
         rest(block);
@@ -183,7 +207,7 @@ function showText(packed, scroller) {
         build();
       }
       for (const block of blocks) {
-        if (!block.visible) continue;
+        if (!block.visible && !everything) continue;
         hydrate(block);
         paintBlock(block);
       }
@@ -199,6 +223,24 @@ function showText(packed, scroller) {
       const frame = scroller.getBoundingClientRect();
       if (box.top < frame.top + 24 || box.bottom > frame.bottom - 24) {
         scroller.scrollTop += box.top - frame.top - frame.height / 3;
+      }
+    },
+    // What is on screen once more, as one row of its own.
+    row() {
+      const [from, to] = onScreen();
+      const made = look.routers.map(() => makeCell(from, to));
+      paintSpans(made.map((pane) => pane.spans), from);
+      const opens = from === 0 || packed.text[packed.starts[from] - 1] === '\n';
+      return element('div', { class: 'moe-row' }, makeGutter(from, opens), ...made.map((pane) => pane.cell));
+    },
+    // Paint all of the document, on screen or not, or go back to what is on screen.
+    whole(wanted) {
+      everything = wanted;
+      for (const block of blocks) {
+        if (wanted) {
+          hydrate(block);
+          paintBlock(block);
+        } else if (!block.visible && blocks.length > 24) rest(block);
       }
     },
     tokenAt: (node) => (node && node._token !== undefined ? node._token : null),

@@ -1,9 +1,12 @@
 // A document coloured by its experts: the state, the keys and the bar that tie text, histogram and card together.
 //
-//   const view = mountTokenView(root, decodeDocument(bytes), state, {onState, keys});
+//   const view = mountTokenView(root, decodeDocument(bytes), state, {onState, keys, files});
 //   view.update(state); view.close();
 //
 // A pure function of (document, root, state, callbacks): Streamlit, a standalone page and a notebook mount the same one.
+//
+// `files`, where the view may hand out files: {run: a name for them, style: the view's style, page: state -> the address
+// of a standalone page, if somebody makes one}. Without it there is no menu for them.
 
 const START = {
   router: 0, // index into the document's routers
@@ -17,6 +20,7 @@ const START = {
   find: '',
 };
 const FOCUS_LIMIT = 8;
+const MOST_CELLS = 8e6;
 const PLAY_MS = 700;
 const HAS_KEYS = 'a, button, input, select, textarea, [contenteditable], [role=slider], [role=combobox], [role=radio], [role=dialog]';
 
@@ -60,7 +64,19 @@ function threeRouters(packed) {
   return [...new Set([0, Math.floor(last / 2), last])].map((i) => packed.routers[i]);
 }
 
-function buildFrame(packed, act) {
+// Experts and weights in a table of all layers.
+const cellsOf = (packed) => packed.n_tokens * packed.routers.reduce((sum, router) => sum + 2 * router.n_slots, 0);
+
+// What the run does not hold, in a line; '' where it holds all.
+function lacksText(packed, router) {
+  const lacks = [];
+  if (packed.stand_ins === 'ids') lacks.push("This document holds no text: the numbers are its tokens' ids.");
+  if (packed.stand_ins === 'signs') lacks.push('This document holds neither text nor ids: each sign is a token.');
+  if (!router.weighted) lacks.push('Weights were not recorded; only which experts were chosen is known.');
+  return lacks.join(' ');
+}
+
+function buildFrame(packed, act, files) {
   const button = (label, text, onclick) =>
     element('button', { type: 'button', class: 'moe-button', 'aria-label': label, title: label, onclick }, text);
   const parts = {
@@ -91,9 +107,12 @@ function buildFrame(packed, act) {
     side: element('aside', { class: 'moe-side', 'aria-label': 'Load of the layer' }),
     tip: element('div', { class: 'moe-tip', role: 'tooltip', hidden: true }),
     live: element('div', { class: 'moe-hidden', 'aria-live': 'polite' }),
+    lacks: element('p', { class: 'moe-note moe-lacks' }),
+    trouble: element('p', { class: 'moe-trouble', role: 'alert' }),
   };
   if (packed.monospace) parts.text.classList.add('moe-code');
-  const csv = button('Download every token with its experts and weights as CSV', 'CSV', act.csv);
+  const save = files && menuButton('Export ▾', 'Save what is shown as a file', act.exports(), (text) => (parts.saved.textContent = text));
+  parts.saved = element('span', { class: 'moe-saved', 'aria-live': 'polite' });
   parts.back = button('Previous layer (←)', '‹', () => act.step(-1));
   parts.next = button('Next layer (→)', '›', () => act.step(1));
   parts.bar = element(
@@ -101,17 +120,20 @@ function buildFrame(packed, act) {
     { class: 'moe-bar' },
     element('div', { class: 'moe-group' }, parts.back, parts.title, parts.next),
     element('div', { class: 'moe-group moe-wide' }, parts.scrubber, parts.play),
-    element('div', { class: 'moe-group' }, parts.three, parts.numbers, csv),
+    element('div', { class: 'moe-group' }, parts.three, parts.numbers, save, parts.saved),
     element('div', { class: 'moe-group' }, parts.filter, parts.find, parts.found),
   );
-  parts.body = element('div', { class: 'moe-body' }, element('div', {}, parts.heads, parts.text), parts.side);
+  parts.body = element('div', { class: 'moe-body' }, element('div', {}, parts.trouble, parts.lacks, parts.heads, parts.text), parts.side);
   return parts;
 }
 
-function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view' } = {}) {
+function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view', files = null } = {}) {
   let state = checkState(packed, wanted);
   let hits = findTokens(packed, state.find);
   let timer = null;
+  let drawn = []; // the routers that are on screen
+  let toReveal = null;
+  let closed = false;
   const firstCounts = new Map(); // router index -> counts of first choices in the whole document
 
   const act = {
@@ -134,12 +156,12 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
     find(query) {
       hits = findTokens(packed, query);
       change({ find: query });
-      if (hits.firsts.length) text.reveal(hits.firsts[0]);
+      if (hits.firsts.length) reveal(hits.firsts[0]);
     },
     unfilter: () => change({ label: null, value: null }),
     choose(token) {
       change({ token });
-      if (token !== null) text.reveal(token);
+      if (token !== null) reveal(token);
     },
     nextHit(by) {
       const { firsts } = hits;
@@ -153,10 +175,10 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
       hits = findTokens(packed, '');
       change({ find: '', focus: [], token: null, label: null, value: null });
     },
-    csv: () => downloadCsv(packed),
+    exports: () => exportItems(),
   };
 
-  const parts = buildFrame(packed, act);
+  const parts = buildFrame(packed, act, files);
   root.classList.add('moe');
   packed.palette.forEach((colour, place) => root.style.setProperty(`--e${place}`, colour));
   root.style.setProperty('--ink', packed.ink);
@@ -164,6 +186,7 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
   const text = showText(packed, parts.text);
 
   function coloursOf(router) {
+    if (!router.ids && !firstCounts.has(router.index)) return chooseColours(packed, router, state.focus, []);
     if (!firstCounts.has(router.index)) firstCounts.set(router.index, countExperts(packed, router, 'first').counts);
     return chooseColours(packed, router, state.focus, firstCounts.get(router.index));
   }
@@ -173,6 +196,29 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
     const label = packed.labels.find((l) => l.name === state.label);
     const code = label.values.indexOf(state.value);
     return (i) => label.codes[i] === code;
+  }
+
+  // What the menu of files offers. The names say run, document and layers.
+  function exportItems() {
+    const shown = () => drawn;
+    const layers = () => shown().map((router) => router.title.toLowerCase().replace(/\s+/g, '-')).join('_');
+    const name = (ending, part = layers()) => fileName(files.run, packed, part, ending);
+    const table = async (routers) => new Blob([await tableCsv(packed, routers, shown())], { type: 'text/csv' });
+    const items = [
+      ['Picture of what is on screen (PNG)', async () => saveFile(name('png'), await picture())],
+      ['Table of the layers shown (CSV)', async () => saveFile(name('csv'), await table(shown()))],
+      // A larger table of all layers than a tab should hold is for the command line: moe-probe export --tokens.
+      ...(cellsOf(packed) > MOST_CELLS
+        ? []
+        : [['Table of all layers (CSV)', async () => saveFile(name('csv', 'all-layers'), await table(packed.routers))]]),
+    ];
+    const page = () => element('a', { href: files.page({ ...state }), download: name('html') }).click();
+    return files.page ? [['Web page that works on its own (HTML)', page], ...items] : items;
+  }
+
+  function picture() {
+    const layers = state.view === 'three' ? '' : ` · ${packed.routers[state.router].title}`;
+    return drawPicture(root, parts, packed.name + layers + (files.run ? ` · ${files.run}` : ''), text.row(), files.style);
   }
 
   function mark() {
@@ -220,9 +266,31 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
     );
   }
 
+  // Whether all that is to be shown is here; what is not is asked for, and drawn when it comes.
+  function isHere(routers) {
+    const missing = packed.missing(routers);
+    const needed = packed.need(routers.map((router) => router.index));
+    const token = state.token;
+    if (token !== null && !packed.path(token)) packed.needPath(token).then(draw, sayTrouble);
+    if (missing.length) needed.then(draw, sayTrouble);
+    root.setAttribute('aria-busy', String(missing.length > 0));
+    return !missing.length;
+  }
+
+  function sayTrouble(error) {
+    if (!closed) parts.trouble.textContent = `This layer could not be brought: ${error.message}`;
+  }
+
   function draw() {
-    const keep = keeper();
+    if (closed) return;
     const routers = state.view === 'three' ? threeRouters(packed) : [packed.routers[state.router]];
+    if (!isHere(routers)) {
+      drawBar();
+      return;
+    }
+    const keep = keeper();
+    parts.trouble.textContent = '';
+    drawn = routers;
     const colours = new Map(routers.map((router) => [router.index, coloursOf(router)]));
     text.paint({ ...state, routers, colours, keep, hits: hits.tokens.size ? hits.tokens : null });
     drawBar();
@@ -233,7 +301,15 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
     root.classList.toggle('moe-three', state.view === 'three');
     if (state.view === 'one') showHistogram(packed, parts.side, router, counted, coloursOf(router), { ...state, filter }, act.pick);
     showCard(packed, parts.card, state.token, state.router, coloursOf, act.go);
+    parts.lacks.textContent = lacksText(packed, router);
     root.dataset.router = state.router;
+    if (toReveal !== null) reveal(toReveal);
+  }
+
+  // Bring a token into sight, as soon as there is something to see.
+  function reveal(token) {
+    toReveal = drawn.length ? null : token;
+    if (drawn.length) text.reveal(token);
   }
 
   function change(changes, tell = true) {
@@ -280,9 +356,9 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
   parts.text.onpointermove = (event) => {
     const node = event.composedPath()[0];
     const token = text.tokenAt(node);
-    parts.tip.hidden = token === null;
-    if (token === null) return;
-    const panes = state.view === 'three' ? threeRouters(packed) : [packed.routers[state.router]];
+    parts.tip.hidden = token === null || !drawn.length;
+    if (parts.tip.hidden) return;
+    const panes = drawn;
     const cells = [...node.parentElement.parentElement.querySelectorAll('.moe-cell')];
     const router = panes[cells.indexOf(node.parentElement)] || panes[0];
     showTip(packed, parts.tip, router, coloursOf(router), token);
@@ -297,8 +373,8 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
   const listener = keys === 'page' ? document : root;
   listener.addEventListener('keydown', onKey);
   draw();
-  if (state.token !== null) text.reveal(state.token);
-  else if (hits.firsts.length) text.reveal(hits.firsts[0]);
+  if (state.token !== null) reveal(state.token);
+  else if (hits.firsts.length) reveal(hits.firsts[0]);
 
   return {
     packed,
@@ -306,10 +382,12 @@ function mountTokenView(root, packed, wanted, { onState = () => {}, keys = 'view
       const token = state.token;
       hits = findTokens(packed, String(next.find || '').slice(0, 200));
       change(next, false);
-      if (state.token !== null && state.token !== token) text.reveal(state.token);
+      if (state.token !== null && state.token !== token) reveal(state.token);
     },
     state: () => ({ ...state }),
+    whole: text.whole, // paint all of the text, on screen or not: for paper
     close() {
+      closed = true;
       clearInterval(timer);
       listener.removeEventListener('keydown', onKey);
       text.close();

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,15 +65,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The explorer as the command line starts it; yields its address."""
+    with serving(root, tmp_path_factory.mktemp("server") / "log.txt") as address:
+        yield address
+
+
+@contextmanager
+def serving(root: Path, log: Path, before: str = "") -> Iterator[str]:
+    """Start the explorer on a folder of runs, on a free port; yields its address, and stops it at the end.
+
+    `before` is Python that the server runs first.
+    """
     port = free_port()
     command = (
+        f"{before}\n"
         "from pathlib import Path; from moe_probe_app.serve import main;"
         f" main(Path({str(root)!r}), port={port}, open_browser=False)"
     )
     path = os.pathsep.join(
         map(str, (REPOSITORY, REPOSITORY / "app", REPOSITORY / "kernels", os.environ.get("PYTHONPATH", "")))
     )
-    log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-c", command], stdout=out, stderr=out, env={**os.environ, "PYTHONPATH": path}

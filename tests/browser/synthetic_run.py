@@ -41,6 +41,7 @@ CODE = (
     "            total += 3.14 * shape.radius ** 2\n        else:\n            total += shape.width * shape.height\n"
     "    return total\n"
 )
+_SOURCES = {"upos": "made up", "shape": "rules", "domain": "folders"}
 TEXTS = {"prose/river.txt": PROSE * 4, "hostile/<b>markup</b> :red[x] $x$.txt": HOSTILE * 3, "code/area.py": CODE * 5}
 
 
@@ -52,6 +53,20 @@ class Shape:
     n_experts: int = 8
     n_slots: int = 2
     dropped_every: int = 0  # every so many tokens a last slot holds no expert; 0 = never
+    routers_a_layer: int = 1
+    weights: bool = True  # False: as a run that was imported from a trace without them
+    scores: bool = True  # entropy and margin
+    text: bool = True  # False: as a run that was imported from a trace without it
+
+    @property
+    def routers(self) -> list[Router]:
+        """The model's routers."""
+        blocks = ("attention", "mlp")[-self.routers_a_layer :]
+        places = [(layer, block) for layer in range(self.n_layers) for block in blocks]
+        return [
+            Router(index, f"model.layers.{layer}.{block}", layer, self.n_experts, self.n_slots, "softmax top-k")
+            for index, (layer, block) in enumerate(places)
+        ]
 
 
 def tokenise(text: str) -> list[str]:
@@ -83,12 +98,12 @@ def _shape(token: str) -> str:
     return "number" if word[0].isdigit() else "capitalised" if word[0].isupper() else "word"
 
 
-def routing_of(tags: Sequence[str], shape: Shape, layer: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the experts (tokens, slots) and weights of one layer."""
-    rng = np.random.default_rng([seed, layer])
+def routing_of(tags: Sequence[str], shape: Shape, router: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the experts (tokens, slots) and weights of one router."""
+    rng = np.random.default_rng([seed, router])
     names = sorted(set(tags))
     favourite = rng.permutation(max(shape.n_experts, len(names)))[: len(names)] % shape.n_experts
-    pull = 4.0 * np.sin(np.pi * (layer + 1) / (shape.n_layers + 1))
+    pull = 4.0 * np.sin(np.pi * (router + 1) / (len(shape.routers) + 1))
     scores = rng.gumbel(size=(len(tags), shape.n_experts)) + 0.8 * rng.normal(size=shape.n_experts)
     scores[np.arange(len(tags)), favourite[[names.index(tag) for tag in tags]]] += pull
     experts = np.argsort(-scores, axis=1, kind="stable")[:, : shape.n_slots]
@@ -102,33 +117,31 @@ def routing_of(tags: Sequence[str], shape: Shape, layer: int, seed: int) -> tupl
 
 def make_run(path: Path, texts: Mapping[str, str] = TEXTS, shape: Shape = Shape(), *, seed: int = 7) -> Path:
     """Write a run of one shard and return its path."""
-    routers = [
-        Router(i, f"model.layers.{i}.mlp", i, shape.n_experts, shape.n_slots, "softmax top-k")
-        for i in range(shape.n_layers)
-    ]
+    routers = shape.routers
     documents, columns, tags = _token_rows(texts)
-    scored = (True,) * shape.n_layers
-    block = RoutingBlock(routers, list(scored), len(tags))
+    scored = (shape.scores,) * len(routers)
+    block = RoutingBlock(routers, list(scored), len(tags), weights=shape.weights)
     for router in routers:
-        experts, weights = routing_of(tags, shape, router.layer, seed)
+        experts, weights = routing_of(tags, shape, router.index, seed)
         entropy = -(weights * np.log2(np.maximum(weights, 1e-9))).sum(axis=1)
-        block.fill(router.index, np.arange(len(tags)), experts, weights, entropy, weights[:, -1])
+        scores = (entropy, weights[:, -1]) if shape.scores else (None, None)
+        block.fill(router.index, np.arange(len(tags)), experts, weights if shape.weights else None, *scores)
     labels = {
         "upos": tags,
         "shape": [_shape(text) for text in columns["text"]],
         "domain": [documents["domain"][d] for d in columns["document"]],
     }
+    if not shape.text:
+        columns |= {"text": [""] * len(tags), "token": [""] * len(tags)}
+        documents["characters"] = [0] * len(texts)
+        labels = {}
     with RunWriter(path) as writer:
         writer.publish_plan({"shards": [[0, 0, len(tags)]]})
         writer.write_documents([pa.table(documents)])
         facts = ShardFacts(scored, "passed")
         writer.write_shard(0, tokens_table(columns, labels), block.to_table(), facts)
-        label_sets = [
-            LabelSet("upos", "made up", True),
-            LabelSet("shape", "rules", False),
-            LabelSet("domain", "folders", False),
-        ]
-        writer.publish(_about(len(texts), len(tags)), routers, label_sets, complete=True)
+        label_sets = [LabelSet(name, source, name == "upos") for name, source in _SOURCES.items() if name in labels]
+        writer.publish(_about(len(texts), len(tags)), routers, label_sets, complete=True, weights=shape.weights)
     return path
 
 

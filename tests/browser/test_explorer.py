@@ -206,8 +206,9 @@ def test_hostile_text_is_shown_as_itself(page: Page, server: str) -> None:
 
 def test_the_csv_holds_every_token_with_its_experts(page: Page, server: str, river: DocumentRouting) -> None:
     page.goto(f"{server}/?run=small&document=0&layer=0")
+    view(page).get_by_role("button", name="Export").click()
     with page.expect_download() as download:
-        view(page).get_by_role("button", name=re.compile("as CSV")).click()
+        view(page).get_by_role("menuitem", name="Table of all layers").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_bytes().decode(), newline="")))
     assert [json.loads(row["token"]) for row in rows] == river.tokens["text"].to_list()
     assert [int(row["expert_3_1"]) for row in rows] == river.experts(layer=3)[:, 1].tolist()
@@ -289,7 +290,7 @@ def test_a_pasted_sentence_is_traced_and_opens(page: Page, server: str) -> None:
     text = page.get_by_role("textbox", name="Text")
     text.fill("Geese fly <b>south</b>.")
     page.get_by_text("The text is English").click()
-    page.get_by_test_id("stFormSubmitButton").get_by_role("button").click()
+    page.get_by_role("button", name="Trace", exact=True).click()
     expect(page.get_by_test_id("tokenview")).to_have_attribute("data-ready", re.compile(r"\w+"), timeout=180_000)
     expect(view(page).locator(".moe-text")).to_contain_text("Geese fly <b>south</b>.")
     expect_query(page, run="geese-fly-b-south")

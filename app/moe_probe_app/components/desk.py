@@ -6,6 +6,7 @@ The model that was used last stays loaded. It knows nothing of what is on the pa
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ import streamlit as st
 
 import moe_probe as mp
 from moe_probe.errors import MoeProbeError
+from moe_probe.schema import ROUTING_FOLDER
 
 if TYPE_CHECKING:
     from moe_probe.models import LanguageModel
@@ -29,34 +31,50 @@ PRECISIONS: dict[str, Quantization] = {"4 bits": "4bit", "8 bits": "8bit", "As p
 ENGLISH = ("upos", "shape")
 ANY_LANGUAGE = ("shape",)
 NAME_WORDS = 4
+SHARD_ROWS = 2_048
+"""Rows after which a part of a short text is whole, and stays if the trace is stopped after it."""
+SHARDS_AT_MOST = 256
+CHARACTERS_A_TOKEN = 3
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to trace: a text, with which model, held how, and whether the text is English."""
+    """What to trace: documents, with which model, held how, with which labels. Its run is named after `title`."""
 
-    text: str
+    title: str
+    documents: tuple[mp.Document, ...]
     model: str
     quantization: Quantization
-    english: bool
+    labels: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """A trace under way or done. `name` is its run's, relative to the root."""
+    """A trace that waits, is under way or is done. `name` is its run's, relative to the root.
+
+    `kept` counts the tokens that the run has, where it was stopped before its end; None until it is done.
+    """
 
     request: Request
     name: str
     cancel: threading.Event = field(default_factory=threading.Event)
     progress: Progress | None = None
-    loading: bool = True
+    state: Literal["waiting", "loading", "working"] = "waiting"
     future: Future[Path] | None = None
+    kept: int | None = None
+    complete: bool = False
 
     @property
     def done(self) -> bool:
         """Whether the thread has finished, well or not."""
         return self.future is not None and self.future.done()
+
+    def stop(self) -> None:
+        """Stop after the batch in hand, or never begin."""
+        self.cancel.set()
+        if self.future is not None:
+            self.future.cancel()
 
     def problem(self) -> str | None:
         """Return what went wrong in words for the reader, or None.
@@ -94,19 +112,37 @@ class Desk:
         self._lock = threading.Lock()
         self._loaded: tuple[tuple[str, Quantization], LanguageModel] | None = None
         self._names: set[str] = set()
+        self._asked: list[Future[Any]] = []
+        self._jobs: list[Job] = []
 
     def submit(self, request: Request, root: Path) -> Job:
         """Queue a trace into a new run under `root`."""
         with self._lock:
-            name = _free_name(request.text, root, self._names)
+            name = _free_name(request.title, root, self._names)
             self._names.add(name)
         job = Job(request, name)
-        job.future = self._worker.submit(self._trace, job, root / name)
+        job.future = self.queue(lambda: self._trace(job, root / name))
+        with self._lock:
+            self._jobs = [*(one for one in self._jobs if not one.done), job]
         return job
 
     def queue(self, task: Callable[[], Answer]) -> Future[Answer]:
         """Let the worker do a task after all that was asked for before."""
-        return self._worker.submit(task)
+        with self._lock:
+            future = self._worker.submit(task)
+            self._asked = [*(one for one in self._asked if not one.done()), future]
+        return future
+
+    def ahead(self, future: Future[Any] | None) -> int:
+        """Return how many tasks must end before this one begins."""
+        with self._lock:
+            place = self._asked.index(future) if future in self._asked else 0
+            return sum(not one.done() for one in self._asked[:place])
+
+    def jobs(self) -> list[Job]:
+        """Return the traces that wait or are under way, whoever asked for them, in their order."""
+        with self._lock:
+            return [job for job in self._jobs if not job.done]
 
     def model(self, name: str, quantization: Quantization) -> LanguageModel:
         """Return a model, loaded if it is not the last one. Only for what runs in the queue."""
@@ -117,16 +153,34 @@ class Desk:
         return self._loaded[1]
 
     def _trace(self, job: Job, out: Path) -> Path:
-        language_model = self.model(job.request.model, job.request.quantization)
-        job.loading = False
         request = job.request
-        document = mp.Document(name=f"{job.name}.txt", text=request.text, language="en" if request.english else None)
+        job.state = "loading"
+        language_model = self.model(request.model, request.quantization)
+        if job.cancel.is_set():
+            raise MoeProbeError("stopped before the first token; nothing was kept")
+        job.state = "working"
 
         def watch(progress: Progress) -> None:
             job.progress = progress
 
-        labels = ENGLISH if request.english else ANY_LANGUAGE
-        return mp.trace(language_model, [document], out, labels=labels, on_progress=watch, cancel=job.cancel).path
+        try:
+            run = mp.trace(
+                language_model,
+                request.documents,
+                out,
+                labels=request.labels,
+                shard_rows=_shard_rows(request.documents),
+                on_progress=watch,
+                cancel=job.cancel,
+            )
+        except MoeProbeError:
+            _remove_empty(out)
+            raise
+        job.kept, job.complete = run.n_tokens, run.complete
+        if not run.n_tokens:
+            _remove_empty(out)
+            raise MoeProbeError("stopped before the first part of the text was whole; nothing was kept")
+        return run.path
 
 
 @st.cache_resource(show_spinner=False)
@@ -143,3 +197,15 @@ def _free_name(text: str, root: Path, taken: set[str]) -> str:
         count += 1
         name = f"{stem}-{count}"
     return name
+
+
+def _shard_rows(documents: tuple[mp.Document, ...]) -> int:
+    """Return the rows of a part of a run that stays if the trace is stopped: few, unless there would be many parts."""
+    tokens = sum(len(document.text) for document in documents) // CHARACTERS_A_TOKEN
+    return max(SHARD_ROWS, tokens // SHARDS_AT_MOST)
+
+
+def _remove_empty(out: Path) -> None:
+    """Remove the folder of a trace of which no part is whole."""
+    if not any(out.glob(f"{ROUTING_FOLDER}/*.parquet")):
+        shutil.rmtree(out, ignore_errors=True)

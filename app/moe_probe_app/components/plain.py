@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
 import streamlit as st
 
@@ -50,6 +51,17 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, numeric: 
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     st.html(f'<table class="mp-table"><thead><tr>{cells("th", columns)}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def no_labels(run: Path, *, has_text: bool) -> None:
+    """Say that a run has no labels, and how it comes by some."""
+    if has_text:
+        text = "Add some without tracing again, and experts get names where something stands above chance:"
+        callout("info", "This run has no labels", text, f"moe-probe label {run} --with upos,shape")
+    else:
+        text = "Labels are made from text. Import the trace again with the model's tokenizer, if it holds token ids:"
+        command = "moe-probe import FORMAT TRACE --tokenizer TOKENIZER --out RUN"
+        callout("info", "This run holds no text, and so no labels", text, command)
 
 
 def callout(kind: str, title: str, text: str, command: str = "") -> None:

@@ -128,6 +128,9 @@ def _draw(run: Run, chosen: Selection) -> None:
         horizontal=True,
         on_change=lambda: selection.change(slot=st.session_state["sidebar_slot"]),
     )
+    router = run.routers[chosen.router]
+    if router.n_slots == router.n_experts > 1:
+        plain.note("In this layer every token goes to every expert: first choices tell them apart, slots do not.")
 
 
 def _keep(key: str, value: object) -> None:

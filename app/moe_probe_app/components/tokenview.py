@@ -13,7 +13,9 @@ from typing import Any
 import streamlit as st
 
 from moe_probe.tokenview import javascript, stylesheet
+from moe_probe_app.exports import PAGE
 from moe_probe_app.library import PackedDocument
+from moe_probe_app.routes import LAYER, PATH
 
 _HTML = '<div class="moe-root" data-testid="tokenview"><p style="opacity:.7">Loading the document …</p></div>\n'
 
@@ -23,7 +25,13 @@ def _script(name: str) -> str:
 
 
 # A component's code travels with its data, so all that is large goes with the loader, whose message never changes.
-_CODE = (javascript(), f"const STYLE = {json.dumps(stylesheet())};", _script("adapter.js"), _script("loader.js"))
+_CODE = (
+    javascript(),
+    f"const STYLE = {json.dumps(stylesheet())};",
+    _script("adapter.js"),
+    f"const ROUTES = {json.dumps({'router': LAYER, 'token': PATH, 'page': PAGE})};",
+    _script("loader.js"),
+)
 _load = st.components.v2.component("moe_probe_loader", js="\n".join(_CODE))
 _view = st.components.v2.component(
     "moe_probe_view", html=_HTML, css=":host { display: block; }\n", js=_script("view.js")
@@ -35,6 +43,7 @@ def show(
     state: Mapping[str, Any],
     *,
     revision: int,
+    files: Mapping[str, Any],
     on_change: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Show a document.
@@ -43,6 +52,8 @@ def show(
         document: what `library.packed_document` returned.
         state: the view's state; see START in tokenview.js.
         revision: changes whenever `state` holds what the browser does not know yet.
+        files: what the menu of files is to know: the `run` and the `document`'s place in it, as in the explorer's
+            address, and whether it may offer a `page` of its own.
         on_change: called with the view's new state when the reader changed it.
     """
 
@@ -52,9 +63,14 @@ def show(
             on_change(shown)
 
     _view(
-        data={"key": document.key, "state": dict(state), "revision": revision},
+        data={"key": document.key, "state": dict(state), "revision": revision, "files": dict(files)},
         key="tokenview",
         on_shown_change=changed,
     )
-    key = document.key.encode()
-    _load(data=bytes([len(key)]) + key + document.data, key="tokenview_loader", height=1)
+    bring(document, key="tokenview_loader")
+
+
+def bring(document: PackedDocument, *, key: str) -> None:
+    """Bring a document to the page, once; `key` is the loader's own on its page."""
+    name = document.key.encode()
+    _load(data=bytes([document.partly, len(name)]) + name + document.data, key=key, height=1)

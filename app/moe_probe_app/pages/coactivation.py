@@ -107,6 +107,13 @@ if router.n_slots == 1:
         "Nothing is chosen together. See on the page Paths which experts follow each other from layer to layer.",
     )
     st.stop()
+if router.n_slots == router.n_experts:
+    plain.callout(
+        "info",
+        "Here each token goes to every expert",
+        "Every pair is together in every token. How much each expert counts is in the weights, on the page Text.",
+    )
+    st.stop()
 table = library.coactivation(chosen.run)
 if table.filter(router=router.index).is_empty():
     plain.callout(

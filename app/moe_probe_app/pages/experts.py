@@ -116,12 +116,7 @@ def show_mix(chosen: Chosen, expert: int, colour: str) -> None:
     """Show which labels and which domains the expert is given; a click on a bar goes to the text."""
     names = [label_set.name for label_set in chosen.run.labels]
     if not names:
-        plain.callout(
-            "info",
-            "This run has no labels",
-            "Add some without tracing again, and experts get names where something stands above chance:",
-            f"moe-probe label {chosen.run.path} --with upos,shape",
-        )
+        plain.no_labels(chosen.run.path, has_text=library.has_text(chosen.run))
         return
     others = [name for name in names if name != "domain"]
     label = pick_label(chosen.selection.label, others) if others else None

@@ -25,14 +25,18 @@ slot = SLOTS[now.slot]
 plain.heading("Layers", "How evenly is each layer's work shared out? Click a cell or a bar to see it in the text.")
 
 load = library.load_table(run)
-cell = figure.clicked(charts.load_heatmap(load, slot=slot, selectable=True), "layers_heatmap", tallest=TALLEST)
+heatmap = charts.load_heatmap(load, slot=slot, selectable=True)
+many = len(heatmap.data) == 1
+cell = figure.clicked(heatmap, "layers_heatmap", tallest=TALLEST)
+if many:
+    plain.note("So many cells cannot be clicked: choose a layer in the sidebar, then click one of its bars.")
 if cell:
     router, expert = cell["customdata"][-2:]
     open_in_text(int(router), int(expert))
 
 bar = figure.clicked(charts.load_histogram(load, now.router, slot=slot, focus=now.focus), "layers_histogram")
 if bar:
-    open_in_text(now.router, int(bar["x"]))
+    open_in_text(now.router, int(bar["customdata"][3]))
 csv_button(load, "load")
 
 balance = library.balance(run)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from moe_probe_app.components import refusal
+
 PAGES = Path(__file__).parent
 
 # Drawn here: a Material icon or an emoji would be fetched from the internet.
@@ -36,4 +38,4 @@ page = st.navigation(
     ],
     position="top",
 )
-page.run()
+refusal.show(page.run)

@@ -48,7 +48,10 @@ def show_step(chosen: Chosen) -> None:
     if last:
         plain.note("No layer with experts follows the chosen one: this is the step that leads to it.")
     table = library.transitions(chosen.run)
-    cell = figure.clicked(transition_cells(table, router.index, focus=chosen.selection.focus), "paths_step")
+    names = dict(enumerate(router_titles(every)))
+    cell = figure.clicked(
+        transition_cells(table, router.index, focus=chosen.selection.focus, names=names), "paths_step"
+    )
     csv_button(table, "transitions")
     if cell:
         open_in_text(router.index, int(cell["customdata"][-2]))
@@ -140,7 +143,10 @@ if len(chosen.run.routers) > 1:
     stretch = choose_stretch(list(chosen.run.routers))
     if len(stretch) > 1:
         flow = path_flow(
-            library.transitions(chosen.run), [router.index for router in stretch], focus=chosen.selection.focus
+            library.transitions(chosen.run),
+            [router.index for router in stretch],
+            focus=chosen.selection.focus,
+            names=dict(enumerate(router_titles(chosen.run.routers))),
         )
         figure.show(flow, "paths_flow")
         show_paths(chosen, stretch)

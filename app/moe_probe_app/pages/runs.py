@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import streamlit as st
 
 from moe_probe.store import Run
+from moe_probe_app import library
 from moe_probe_app.components import plain, sidebar
 
 
@@ -49,6 +50,9 @@ def draw_provenance(run: Run) -> None:
             ),
             ("Corpus", f"{run.n_tokens:,} tokens of {run.n_documents:,} documents"),
             ("Routers", f"{len(run.routers)}: " + "; ".join(f"{k} of {e} experts, {kind}" for k, e, kind in kinds)),
+            ("Text", "held" if library.has_text(run) else "none: the trace held numbers only"),
+            ("Weights", _of_routers(run.with_weights, "only which experts were chosen is known")),
+            ("Entropy and margin", _of_routers(run.with_scores, "the routers' scores were not recorded")),
             ("Folder", run.path),
         ]
     )
@@ -98,6 +102,13 @@ def draw_versions(run: Run) -> None:
         plain.section("Settings")
         # Labels have a table of their own.
         plain.facts([(name.replace("_", " "), _said(value)) for name, value in made.items() if name != "labels"])
+
+
+def _of_routers(known: Sequence[bool], otherwise: str) -> str:
+    """Say for how many routers something is known."""
+    if all(known):
+        return "of all routers"
+    return f"of {sum(known)} of {len(known)} routers" if any(known) else f"none: {otherwise}"
 
 
 def _time(text: str) -> str:

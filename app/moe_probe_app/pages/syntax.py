@@ -17,18 +17,14 @@ VALUES = {
     "assignments": "Counts",
 }
 LARGEST_MINIMUM = 10_000
+MOST_EXPERTS = 64  # of more, those with something to say are drawn; the table has all
 
 chosen = sidebar.choose()
 run, now = chosen.run, chosen.selection
 plain.heading("Syntax", "Which kinds of token does each expert take? Click a cell to see those tokens in the text.")
 names = [label_set.name for label_set in run.labels]
 if not names:
-    plain.callout(
-        "info",
-        "This run has no labels",
-        "Add some without tracing again:",
-        f"moe-probe label {run.path} --with upos,shape",
-    )
+    plain.no_labels(run.path, has_text=library.has_text(run))
     st.stop()
 
 first, second, third = st.columns([2, 3, 2], vertical_alignment="bottom")
@@ -52,7 +48,9 @@ everywhere = table.filter(domain="all")
 slot = SLOTS[now.slot]
 drawn = everywhere.filter(everywhere["expert"].is_in(list(now.focus))) if now.focus else everywhere
 cell = figure.clicked(
-    charts.label_heatmap(drawn, now.router, slot=slot, value=value, minimum_expected=minimum, selectable=True),
+    charts.label_heatmap(
+        drawn, now.router, slot=slot, value=value, minimum_expected=minimum, selectable=True, most=MOST_EXPERTS
+    ),
     "syntax_heatmap",
 )
 if value == "lift":

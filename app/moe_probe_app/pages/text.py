@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_probe_app import library, selection
+from moe_probe_app import exports, library, selection
 from moe_probe_app.components import sidebar, tokenview
 
 chosen = sidebar.choose()
@@ -18,4 +18,14 @@ def shown(state: Mapping[str, Any]) -> None:
     selection.remember(selection.from_view_state(now, state, chosen.run), from_view=True)
 
 
-tokenview.show(document, selection.view_state(chosen.selection), revision=selection.revision(), on_change=shown)
+tokenview.show(
+    document,
+    selection.view_state(chosen.selection),
+    revision=selection.revision(),
+    files={
+        "run": chosen.selection.run,
+        "document": chosen.selection.document,
+        "page": exports.fits(chosen.run, chosen.selection.document),
+    },
+    on_change=shown,
+)
