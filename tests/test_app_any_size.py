@@ -24,6 +24,8 @@ from moe_probe.store import Run, open_run
 from moe_probe.tables import label_table, load_table, transitions
 from moe_probe_app.settings import Settings, configure
 
+pytestmark = pytest.mark.prove  # minutes on two cores
+
 TEXT = {"prose/a.txt": PROSE, "code/b.py": CODE}
 SHAPES = {
     "least": Shape(n_layers=1, n_experts=2, n_slots=1),

@@ -41,6 +41,8 @@ from moe_probe.tracing import trace
 from moe_probe.tracing.shard import Recipe
 from moe_probe.tracing.work import Work
 
+pytestmark = pytest.mark.prove  # minutes on two cores
+
 DOCUMENTS = [Document(f"d{n}", traced_models.text(20 + 13 * (n % 7), seed=n)) for n in range(16)]
 OPTIONS = {"labels": ("shape",), "context": 64, "shard_rows": 150, "batch_tokens": 128}
 OPTIONS |= {"surprisal": True, "probabilities": True}

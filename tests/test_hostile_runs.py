@@ -18,6 +18,8 @@ from moe_probe_app import library, soundness
 from moe_probe_app.components import comparison
 from moe_probe_app.settings import Settings, configure
 
+pytestmark = pytest.mark.prove  # minutes on two cores
+
 PAGE_NAMES = sorted(path.stem for path in PAGES.glob("*.py") if path.stem not in ("main", "__init__"))
 NUMBERS = ("-1", "99999999999999999999", "1e9", "٣")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import traced_models
+from spawning import spawn_context
 from traced_models import files_of
 
 from moe_probe.corpus import Document
@@ -90,7 +91,7 @@ def test_another_process_makes_the_same_shards(lm, folder, documents, tmp_path, 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def elsewhere(work: Work) -> None:
-        spawn = multiprocessing.get_context("spawn")
+        spawn = spawn_context(monkeypatch)
         answers = spawn.Queue()
         texts = [pickle.dumps(work.text(number)) for number in reversed(work.todo)]
         child = spawn.Process(target=_make_elsewhere, args=(folder, pickle.dumps(work.recipe), texts, answers))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from spawning import spawn_context
 from written_runs import LABELS, ROUTERS, SCORES, HandMade
 
 from moe_probe.errors import MoeProbeError, RoutingError, RunError
@@ -54,8 +54,8 @@ def _try_to_write(path, answers):
         answers.put(str(error))
 
 
-def test_two_writers_of_one_run_are_one_too_many(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
+def test_two_writers_of_one_run_are_one_too_many(tmp_path, monkeypatch):
+    spawn = spawn_context(monkeypatch)
     answers = spawn.Queue()
     with RunWriter(tmp_path / "run"):
         other = spawn.Process(target=_try_to_write, args=(tmp_path / "run", answers))

@@ -30,7 +30,7 @@ FLAGS = [
 ]
 REPOSITORY = Path(__file__).parents[2]
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=40_000)
 
 
 def find_browser() -> str:
@@ -98,7 +98,7 @@ def serving(root: Path, log: Path, before: str = "") -> Iterator[str]:
 
 def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Ask until the server answers, or has ended."""
-    for _ in range(200):
+    for _ in range(600):
         if process.poll() is not None:
             pytest.fail(f"the server ended before it was up:\n{log.read_text()}", pytrace=False)
         try:

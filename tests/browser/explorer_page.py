@@ -49,7 +49,7 @@ def expect_query(page: Page, **wanted: str | None) -> None:
             return Object.entries(wanted).every(([name, value]) => query.get(name) === value);
         }""",
         arg=wanted,
-        timeout=15_000,
+        timeout=60_000,
     )
 
 

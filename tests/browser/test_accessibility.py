@@ -112,7 +112,7 @@ def test_what_the_tab_key_reaches_has_a_name_and_shows_that_it_is_focused(page: 
         if focused is None:
             break
         assert focused["name"], f"{path}: {focused['tag']} has no name"
-        page.wait_for_timeout(150)  # rings and borders ease in
+        page.wait_for_timeout(400)  # rings and borders ease in
         x, y, width, height = focused["box"]
         around = {
             "x": max(x - 6, 0),
@@ -124,7 +124,7 @@ def test_what_the_tab_key_reaches_has_a_name_and_shows_that_it_is_focused(page: 
             continue
         seen = page.screenshot(clip=around)
         page.evaluate(LEAVE)  # the next Tab goes on from here all the same
-        page.wait_for_timeout(150)
+        page.wait_for_timeout(400)
         assert page.screenshot(clip=around) != seen, f"{path}: {focused['name'][:60]!r} looks the same without focus"
         stops += 1
     assert stops or path in ("compare",), f"{path}: nothing can be reached"

@@ -14,6 +14,8 @@ from synthetic_run import CODE, PROSE, TEXTS, Shape, make_run
 
 from moe_probe.store import DocumentRouting, open_run
 
+pytestmark = pytest.mark.prove  # minutes on two cores
+
 SEEN = 60
 EVERYTHING_IS_LARGE = "from moe_probe_app import library; library.SENT_BYTES = 0"
 LAYERS = 12
