@@ -1,5 +1,5 @@
 # make demo    set up, trace the sample texts with the bundled model in 4 bits, open the explorer
-# make test    set up, run every test (10 slowest are printed)
+# make test    set up, run the tests (10 slowest are printed)
 # make lint    formatting, lint and types
 # make bench   timings, as ratios against a named rival in the same run
 # make prove   the long proofs
