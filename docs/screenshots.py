@@ -9,6 +9,7 @@ Compare has two runs. A real Chromium is driven, as in the browser tests. The pa
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -112,8 +113,10 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        root = asked.run.resolve().parent if asked.run else Path(scratch) / "runs"
+        root = asked.run.resolve().parent if asked.run else Path(scratch).resolve() / "runs"
         run = asked.run.name if asked.run else trace_sample(root)
+        asked.out = asked.out.resolve()
+        os.chdir(root.parent)  # as one would start the explorer, so that pictures show no folder above
         with serving(root, Path(scratch) / "log.txt") as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
             take(browser, address, run, asked.out, asked.width, set(filter(None, asked.only.split(","))))

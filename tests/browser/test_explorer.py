@@ -289,7 +289,7 @@ def test_a_pasted_sentence_is_traced_and_opens(page: Page, server: str) -> None:
     page.goto(f"{server}/trace")
     text = page.get_by_role("textbox", name="Text")
     text.fill("Geese fly <b>south</b>.")
-    page.get_by_text("The text is English").click()
+    page.get_by_text("Tag parts of speech").click()
     page.get_by_role("button", name="Trace", exact=True).click()
     expect(page.get_by_test_id("tokenview")).to_have_attribute("data-ready", re.compile(r"\w+"), timeout=180_000)
     expect(view(page).locator(".moe-text")).to_contain_text("Geese fly <b>south</b>.")

@@ -36,7 +36,7 @@ def address(runs: Path) -> Iterator[str]:
 def upload(page: Page, address: str, name: str, data: bytes) -> None:
     """Choose a file on the page Trace, and untick the tagger."""
     page.goto(f"{address}/trace")
-    page.get_by_text("The text is English").click()
+    page.get_by_text("Tag parts of speech").click()
     page.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(
         {"name": name, "mimeType": "application/octet-stream", "buffer": data}
     )

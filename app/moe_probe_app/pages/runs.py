@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -27,6 +28,12 @@ def draw_trust(run: Run) -> None:
         plain.callout("warning", "This run is not complete", text)
     for warning in run.warnings:
         plain.callout("warning", "Warning", warning)
+
+
+def _as_typed(path: Path) -> Path:
+    """Return a folder as someone would type it where the explorer was started."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def draw_provenance(run: Run) -> None:
@@ -53,7 +60,7 @@ def draw_provenance(run: Run) -> None:
             ("Text", "held" if library.has_text(run) else "none: the trace held numbers only"),
             ("Weights", _of_routers(run.with_weights, "only which experts were chosen is known")),
             ("Entropy and margin", _of_routers(run.with_scores, "the routers' scores were not recorded")),
-            ("Folder", run.path),
+            ("Folder", _as_typed(run.path)),
         ]
     )
     plain.section("Labels", "What each token is called, and who says so.")

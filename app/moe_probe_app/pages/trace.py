@@ -34,7 +34,7 @@ def draw_form() -> None:
         left, middle, right = st.columns([2, 2, 2], vertical_alignment="bottom")
         model = left.selectbox("Model", range(len(models)), format_func=models.__getitem__, key="trace_model")
         precision = middle.selectbox("Precision of the experts", list(PRECISIONS), key="trace_precision")
-        english = right.checkbox("The text is English: tag parts of speech", value=True, key="trace_english")
+        english = right.checkbox("Tag parts of speech", value=True, help="For English text", key="trace_english")
         with st.container(horizontal=True):
             asked = st.form_submit_button("Trace", type="primary", key="trace_go")
             first = st.form_submit_button("Estimate first", key="trace_ask", help="Memory and time, before it begins.")
