@@ -472,7 +472,7 @@ def test_a_run_that_is_there_is_not_written_over_and_a_cut_import_goes_on(tmp_pa
     whole = import_run("jsonl", path, tmp_path / "whole")
     with pytest.raises(RunError, match="a run is there already"):
         import_run("jsonl", path, tmp_path / "whole")
-    monkeypatch.setattr("moe_probe.importers.writing.shard_rows_for", lambda tokens, width: 18)
+    monkeypatch.setattr("moe_probe.importers.writing._shard_rows", lambda tokens, width: 18)
     from moe_probe.importers import writing
 
     made = writing.token_table

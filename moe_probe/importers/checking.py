@@ -22,6 +22,7 @@ _ZERO_ROWS = 16
 _SHARED_ROWS = 64
 _MOST_PAIRED_SLOTS = 16
 _MOST_TOKENS = 1_000_000
+_COPIED_TOKENS = 256
 _BAD_KINDS = ("ragged", "twice", "blank")
 
 
@@ -50,18 +51,19 @@ class Checker:
         """
         self._agree(trace)
         trace = self._fit(trace)
-        experts = self._experts(trace)
+        experts, lowest = self._experts(trace)
         blank, zeros = _blank_layers(experts)
         there = [place for place in range(len(trace.layers)) if place not in blank]
         self.filled |= {place for place in there if place not in zeros}
-        keep = self._believable(trace, experts[there]) if there else np.ones(experts.shape[2], np.bool_)
-        weights = self._weights(trace, experts)
+        filled = experts[there] if blank else experts
+        keep = self._believable(trace, filled, lowest) if there else np.ones(experts.shape[2], np.bool_)
+        weights = self._weights(trace, experts, lowest)
         if weights is not None:
-            experts, weights = self._sorted(trace, experts, weights)
+            experts, weights = self._sorted(trace, experts, weights, lowest)
         if not keep.all():
             experts = experts[:, :, keep]
             weights = None if weights is None else weights[:, :, keep]
-        self._watch_stretches(trace, experts[there])
+        self._watch_stretches(trace, experts[there] if blank else experts)
         self._watch_shared(experts)
         return self._kept(trace, np.flatnonzero(keep), experts, weights, (blank, zeros))
 
@@ -149,7 +151,8 @@ class Checker:
         self.findings.rows += rows
         return trace
 
-    def _experts(self, trace: Trace) -> npt.NDArray[np.signedinteger]:
+    def _experts(self, trace: Trace) -> tuple[npt.NDArray[np.signedinteger], int]:
+        """Return the experts in the narrowest type that holds them, and the lowest of them."""
         if trace.experts.dtype.kind not in "iu":
             raise BadInputError(f"{trace.where}: experts of type {trace.experts.dtype}; they must be whole numbers")
         lowest, highest = int(trace.experts.min()), int(trace.experts.max())
@@ -162,13 +165,13 @@ class Checker:
                 " physical numbers, or shared experts?"
             )
         self.highest = max(self.highest, highest)
-        kind = np.int16 if highest < 2**15 - 1 else np.int32
-        return np.ascontiguousarray(trace.experts, dtype=kind)
+        kind = np.int8 if highest < 2**7 else np.int16 if highest < 2**15 else np.int32
+        return _contiguous(trace.experts.astype(kind, order="K", copy=False)), lowest
 
-    def _believable(self, trace: Trace, experts: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.bool_]:
+    def _believable(self, trace: Trace, experts: npt.NDArray[np.signedinteger], lowest: int) -> npt.NDArray[np.bool_]:
         """Return which tokens have a row in each layer, without an expert twice; (layers, slots, tokens) in."""
         keep = np.ones(experts.shape[2], np.bool_)
-        if experts.min() == ABSENT:
+        if lowest == ABSENT:
             empty = (experts == ABSENT).all(axis=1)  # (layers, tokens)
             nowhere, somewhere = empty.all(axis=0), empty.any(axis=0)
             self.findings.add("unrecorded", np.count_nonzero(nowhere), trace.where)
@@ -181,7 +184,7 @@ class Checker:
         self.findings.add("twice", np.count_nonzero(twice), trace.where)
         return keep & ~twice
 
-    def _weights(self, trace: Trace, experts: Integers) -> npt.NDArray[np.float16] | None:
+    def _weights(self, trace: Trace, experts: Integers, lowest: int) -> Floats | None:
         weights = trace.weights
         if weights is None:
             return None
@@ -190,9 +193,12 @@ class Checker:
                 f"{trace.where}: weights of shape {weights.shape} for experts of shape {experts.shape} (layers, slots,"
                 " tokens)"
             )
-        largest = np.abs(weights).max(initial=0)
+        least, most = weights.min(), weights.max()
+        largest = max(abs(least), abs(most)) if least <= most else np.nan
         if not largest <= np.finfo(np.float16).max:
             raise BadInputError(f"{trace.where}: a weight of {largest}, which is no number that a run can hold")
+        if least > 0 and lowest > ABSENT:
+            return weights
         executed = experts != ABSENT
         self.findings.add("negative", np.count_nonzero((weights < 0) & executed), trace.where)
         without = ((weights == 0) | ~executed).all(axis=1) & executed.any(axis=1)
@@ -200,10 +206,10 @@ class Checker:
         return weights if executed.all() else np.where(executed, weights, 0)
 
     def _sorted(
-        self, trace: Trace, experts: npt.NDArray[np.signedinteger], weights: Floats
+        self, trace: Trace, experts: npt.NDArray[np.signedinteger], weights: Floats, lowest: int
     ) -> tuple[npt.NDArray[np.signedinteger], npt.NDArray[np.float16]]:
         """Bring the heaviest first; rows in order stay, equal weights too: a file rounds what was not equal."""
-        heavy = np.where(experts == ABSENT, -np.inf, weights) if experts.min() == ABSENT else weights
+        heavy = np.where(experts == ABSENT, -np.inf, weights) if lowest == ABSENT else weights
         wrong = np.zeros((heavy.shape[0], heavy.shape[2]), np.bool_)
         for slot in range(1, heavy.shape[1]):
             wrong |= heavy[:, slot] > heavy[:, slot - 1]
@@ -232,7 +238,7 @@ class Checker:
         """Remember which slots of which layers always hold the same expert, (layers, slots); -2: they do not."""
         if not experts.shape[2] or (self._held is not None and (self._held == -2).all()):
             return
-        now = np.where((experts == experts[:, :, :1]).all(axis=2), experts[:, :, 0], -2).astype(np.int64)
+        now = np.where((experts == experts[:, :, :1]).all(axis=2), experts[:, :, 0].astype(np.int64), -2)
         if self._held is None:
             self._held = now
         elif self._held.shape == now.shape:
@@ -300,32 +306,38 @@ class Checker:
         return unique
 
 
+def _contiguous(experts: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.signedinteger]:
+    """Return experts in the order of their axes; so many tokens at once that they stay in the processor's cache."""
+    if experts.flags.c_contiguous:
+        return experts
+    found = np.empty(experts.shape, experts.dtype)
+    for begin in range(0, experts.shape[2], _COPIED_TOKENS):
+        some = slice(begin, begin + _COPIED_TOKENS)
+        found[:, :, some] = experts[:, :, some]
+    return found
+
+
 def _blank_layers(experts: Integers) -> tuple[list[int], list[int]]:
     """Return the layers of (layers, slots, tokens) that surely hold nothing, and those that have expert 0 throughout.
 
     Several slots of zeros are no choice; a single slot may have chosen expert 0 each time.
     """
-    absent = (experts[:, 0, 0] == ABSENT) & (experts.reshape(len(experts), -1) == ABSENT).all(axis=1)
-    zero = (experts[:, 0, 0] == 0) & ~experts.reshape(len(experts), -1).any(axis=1)
-    sure = absent | zero if experts.shape[1] > 1 else absent
-    return np.flatnonzero(sure).tolist(), np.flatnonzero(zero & ~sure).tolist()
+    alike: dict[int, list[int]] = {ABSENT: [], 0: []}
+    for place in np.flatnonzero(experts[:, 0, 0] <= 0).tolist():
+        value = int(experts[place, 0, 0])
+        if (experts[place] == value).all():
+            alike[value].append(place)
+    if experts.shape[1] > 1:
+        return sorted(alike[ABSENT] + alike[0]), []
+    return alike[ABSENT], alike[0]
 
 
 def _twice(experts: Integers) -> npt.NDArray[np.bool_]:
     """Return where a row of (layers, slots, tokens) holds an expert twice, (layers, tokens)."""
     n_slots = experts.shape[1]
-    twice = np.zeros((experts.shape[0], experts.shape[2]), np.bool_)
-    if n_slots <= _MOST_PAIRED_SLOTS:
-        for one in range(n_slots):
-            for other in range(one + 1, n_slots):
-                twice |= experts[:, one] == experts[:, other]
-        if twice.any() and experts.min() == ABSENT:
-            return _twice_sorted(experts)
-        return twice
-    return _twice_sorted(experts)
-
-
-def _twice_sorted(experts: Integers) -> npt.NDArray[np.bool_]:
+    pairs = range(1, n_slots) if n_slots <= _MOST_PAIRED_SLOTS else ()
+    if pairs and not any((experts[:, apart:] == experts[:, :-apart]).any() for apart in pairs):
+        return np.zeros((experts.shape[0], experts.shape[2]), np.bool_)  # as nearly always
     ordered = np.sort(experts, axis=1)
     found: npt.NDArray[np.bool_] = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != ABSENT)).any(axis=1)
     return found

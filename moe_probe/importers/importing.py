@@ -1,8 +1,9 @@
 """import_run(): a foreign trace becomes a run.
 
 The trace is read once. What is found in it is checked and kept on disk; when all of it was read, it is known how many
-rows there are, how many experts, and which layers hold any, and the run is written. Memory grows with the longest
-document and with a few numbers a document.
+rows there are, how many experts, and which layers hold any, and the run is written. A thread reads the next documents
+while one is checked, and makes the next shard while one is written. Memory grows with the longest document and with a
+few numbers a document.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 from moe_probe.errors import BadInputError
 from moe_probe.importers import esft, jsonl, olmoe, sglang, vllm
+from moe_probe.importers.ahead import ahead
 from moe_probe.importers.checking import Checker
+from moe_probe.importers.findings import Findings
 from moe_probe.importers.source import Source
 from moe_probe.importers.spool import Spool
 from moe_probe.importers.trace import Sizes, Trace, read_sizes
@@ -93,14 +96,16 @@ def import_run(
     watch = Watch(on_progress, threading.Event())
     with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
         checker = Checker(sizes.n_experts, Words(tokenizer))
-        source = Source(path, sizes, checker.findings)
+        source = Source(path, sizes, Findings())  # apart, so that what is said never hangs on which thread is quicker
         imported = Imported(format, path, str(model) if model is not None else None, language, labellers, started)
         watch.begin("reading", 0, None)
-        for trace in _READERS[format](source):
-            kept = checker.check(trace)
-            spool.add(kept)
-            imported.note(kept)
-            watch.step(checker.findings.rows)
+        with ahead(_READERS[format](source)) as traces:
+            for trace in traces:
+                kept = checker.check(trace)
+                spool.add(kept)
+                imported.note(kept)
+                watch.step(checker.findings.rows)
+        checker.findings.include(source.findings)
         if not checker.findings.rows:
             raise BadInputError(f"{path}: holds no token; is it a trace of the format {format!r}?")
         write_imported(writer, spool, checker, imported, source.digest(), watch)

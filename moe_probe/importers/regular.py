@@ -75,7 +75,11 @@ class _Line:
 
     @cached_property
     def quotes(self) -> list[int]:
-        found: list[int] = np.flatnonzero(np.frombuffer(self.text, np.uint8) == ord('"')).tolist()
+        found: list[int] = []
+        place = self.text.find(b'"')
+        while place >= 0:
+            found.append(place)
+            place = self.text.find(b'"', place + 1)
         return found
 
 

@@ -226,8 +226,8 @@ def _array(value: Any, dimensions: int, where: str) -> Integers:
 def _passes(source: Source, place: int, record: dict[str, Any], physical: Integers | None) -> Iterator[Trace]:
     where = f"{source.path}, record {place}"
     experts = _array(record["topk_ids_of_layer"], 3, where)  # (layers, tokens, slots)
-    used = np.flatnonzero((experts != ABSENT).any(axis=(0, 1)))
-    experts = experts[:, :, : int(used[-1]) + 1 if used.size else 1]
+    while experts.shape[2] > 1 and (experts[:, :, -1] == ABSENT).all():
+        experts = experts[:, :, :-1]
     if physical is not None:
         experts = _mapped(experts, physical, where)
     ids = from_lists(record.get("input_ids"), 1, f"{where}, input_ids")

@@ -140,4 +140,4 @@ def _stacked(parts: list[Integers], where: str) -> Integers:
         raise BadInputError(
             f"{where}: layers and slots are {parts[0].shape[1:]} in the prompt and {parts[1].shape[1:]} after it"
         )
-    return np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from moe_probe import __version__
 from moe_probe.corpus import Document
+from moe_probe.importers.ahead import ahead
 from moe_probe.importers.checking import Checker
 from moe_probe.importers.spool import Kept, Spool
 from moe_probe.labels import Labeller
@@ -34,6 +35,9 @@ from moe_probe.watching import Watch
 
 KIND = "imported"
 GENERATED = "generated"
+
+_SHARD_ROWS = 65_536
+_SHARD_BYTES = 128 * 2**20
 
 
 @dataclass
@@ -82,7 +86,7 @@ def write_imported(
     ]
     weighted = bool(checker.weighted)
     width = len(routers) * checker.n_slots * (expert_bits(n_experts) // 8 + 2 * weighted)
-    layout = lay_out(imported.rows, Windowing(max(1, max(imported.rows))), shard_rows_for(sum(imported.rows), width))
+    layout = lay_out(imported.rows, Windowing(max(1, max(imported.rows))), _shard_rows(sum(imported.rows), width))
     made_from = {
         "inputs": digest,
         "format": imported.format,
@@ -96,15 +100,30 @@ def write_imported(
         (False,) * len(routers), f"not run: imported from {imported.format}", tuple(checker.findings.sentences())
     )
     watch.begin("writing", 0, int(layout.rows.sum()))
-    for number, documents in _shards(spool, layout):
-        if not writer.has_shard(number):
-            tokens = token_table(documents, imported)
-            writer.write_shard(number, tokens, _routing(documents, routers, places, weighted), facts)
-        watch.step(int(sum(layout.shards[each].rows for each in range(number + 1))))
+    there = frozenset(writer.shards)
+    made = (
+        (number, number not in there and _tables(documents, imported, routers, places, weighted))
+        for number, documents in _shards(spool, layout)
+    )
+    with ahead(made, 1) as shards:
+        for number, tables in shards:
+            if tables:
+                writer.write_shard(number, *tables, facts)
+            watch.step(int(sum(layout.shards[each].rows for each in range(number + 1))))
     labels = [labeller.label_set for labeller in imported.labellers.values()]
     tokenizer = checker.words.tokenizer
     about = about_import(imported, layout, digest, checker.model, type(tokenizer).__name__ if tokenizer else None)
     writer.publish(about, routers, labels, complete=True, weights=weighted)
+
+
+def _shard_rows(n_tokens: int, bytes_per_row: int) -> int:
+    """Return the number of rows of a shard: of a small trace more than of a small corpus, of a wide one fewer.
+
+    To lose a small shard is worth little here, for an import that was cut short reads the whole trace again; but three
+    shards are in memory at once.
+    """
+    wanted = max(shard_rows_for(n_tokens, bytes_per_row), _SHARD_ROWS)
+    return max(1, min(wanted, _SHARD_BYTES // bytes_per_row))
 
 
 def _shards(spool: Spool, layout: Layout) -> Iterator[tuple[int, list[tuple[int, Kept]]]]:
@@ -116,13 +135,24 @@ def _shards(spool: Spool, layout: Layout) -> Iterator[tuple[int, list[tuple[int,
         yield shard.number, list(islice(documents, end - begin))
 
 
+def _tables(
+    documents: list[tuple[int, Kept]],
+    imported: Imported,
+    routers: list[Router],
+    places: tuple[int, ...],
+    weighted: bool,
+) -> tuple[pa.Table, pa.Table]:
+    return token_table(documents, imported), _routing(documents, routers, places, weighted)
+
+
 def _routing(
     documents: list[tuple[int, Kept]], routers: list[Router], places: tuple[int, ...], weighted: bool
 ) -> pa.Table:
     rows = sum(kept.n_tokens for _, kept in documents)
     block = RoutingBlock(routers, [False] * len(routers), rows, weights=weighted)
+    kind = np.result_type(*{kept.experts.dtype for _, kept in documents})
     for router, place in zip(routers, places, strict=True):
-        experts = np.full((router.n_slots, rows), DROPPED, np.int32)
+        experts = np.full((router.n_slots, rows), DROPPED, kind)
         weights = np.zeros((router.n_slots, rows), np.float16) if weighted else None
         begin = 0
         for _, kept in documents:

@@ -1,0 +1,173 @@
+"""Encodes the columns of a routing file as Parquet's column chunks: a few pages each, and a dictionary before them.
+
+pyarrow looks every number up in a hash table to find its place in the dictionary. An expert's number is its place
+already: the dictionary is 0, 1, 2 …, and the pages hold the numbers themselves in as few bits as the highest needs.
+It does not know what a file is made of beside. (Apache Parquet, parquet.thrift and Encodings.md.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moe_probe.store.packing import pack
+from moe_probe.store.thrift import Value, binary, flag, int8, int32, int64, sequence, struct, varint
+
+_INT32, _FIXED_BYTES = 1, 7
+_OPTIONAL = 1
+_PLAIN, _RLE, _DICTIONARY = 0, 3, 8
+_UNCOMPRESSED, _ZSTD = 0, 6
+_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_WIDEST = 16
+_LEVEL = 1
+_PAGE_ROWS = 1 << 14
+"""A reader of a few rows reads whole pages."""
+
+_INTEGERS = {pa.uint8(): (8, 11), pa.uint16(): (16, 12), pa.uint32(): (32, 13)}
+"""Bits, and the number of the older way to say so, of the types that experts have."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One column of one row group: `pages` as they are in the file, and what the footer says of them.
+
+    `dictionary_bytes` is how long the dictionary's page is, 0 where there is none.
+    """
+
+    pages: tuple[bytes, ...]
+    physical: int
+    encodings: tuple[int, ...]
+    codec: int
+    rows: int
+    dictionary_bytes: int
+    uncompressed_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """How long the pages are, headers included."""
+        return sum(map(len, self.pages))
+
+    def metadata(self, name: str, begin: int) -> Value:
+        """Return what the footer says of the chunk if it begins at a byte of the file."""
+        fields = {
+            1: int32(self.physical),
+            2: sequence([int32(encoding) for encoding in self.encodings]),
+            3: sequence([binary(name.encode())]),
+            4: int32(self.codec),
+            5: int64(self.rows),
+            6: int64(self.uncompressed_bytes),
+            7: int64(self.n_bytes),
+            9: int64(begin + self.dictionary_bytes),
+        }
+        return struct(fields | ({11: int64(begin)} if self.dictionary_bytes else {}))
+
+
+@lru_cache(4096)
+def element(name: str, kind: pa.DataType) -> Value:
+    """Return what the schema of a file says of a column that may have nulls.
+
+    Raises:
+        ValueError: if it is no unsigned integer and no float16, which are all that routing has.
+    """
+    if kind in _INTEGERS:
+        bits, converted = _INTEGERS[kind]
+        logical = struct({10: struct({1: int8(bits), 2: flag(False)})})
+        return struct(
+            {1: int32(_INT32), 3: int32(_OPTIONAL), 4: binary(name.encode()), 6: int32(converted), 10: logical}
+        )
+    if kind != pa.float16():
+        raise ValueError(f"{name}: of type {kind}; experts are uint8, uint16 or uint32, weights and scores float16")
+    logical = struct({15: struct({})})
+    return struct({1: int32(_FIXED_BYTES), 2: int32(2), 3: int32(_OPTIONAL), 4: binary(name.encode()), 10: logical})
+
+
+def encode(column: pa.Array) -> Chunk:
+    """Return a column as it is on disk.
+
+    Experts have a dictionary, or are plain where that is no longer; float16 is plain and compressed by zstd.
+
+    Args:
+        column: of one of the types that `element` takes, with one row or more.
+    """
+    kind, rows = np.dtype(column.type.to_pandas_dtype()), len(column)
+    values = np.frombuffer(column.buffers()[1], kind, rows, column.offset * kind.itemsize)
+    there = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
+    return _halves(values, there) if kind == np.float16 else _experts(values, there)
+
+
+def _levels(there: npt.NDArray[np.bool_] | None, rows: int) -> bytes:
+    """Return which rows of a page hold a value, as Parquet says it."""
+    levels = varint(rows << 1) + b"\1" if there is None else _run(rows) + pack(there.astype(np.uint8), 1)
+    return len(levels).to_bytes(4, "little") + levels
+
+
+def _pages(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Iterator[tuple[bytes, npt.NDArray[Any]]]:
+    """Yield the levels and the values of each page."""
+    for begin in range(0, len(values), _PAGE_ROWS):
+        page = values[begin : begin + _PAGE_ROWS]
+        held = None if there is None else there[begin : begin + _PAGE_ROWS]
+        yield _levels(held, len(page)), page if held is None else page[held]
+
+
+def _halves(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Chunk:
+    codec = pa.Codec("zstd", compression_level=_LEVEL)
+    pages: list[bytes] = []
+    uncompressed = 0
+    for place, (levels, held) in enumerate(_pages(values, there)):
+        rows = min(_PAGE_ROWS, len(values) - place * _PAGE_ROWS)
+        data = b"".join([levels, held.data])
+        body = codec.compress(data, asbytes=True)
+        head = _data_page(_PLAIN, rows, len(data), len(body))
+        pages += [head, body]
+        uncompressed += len(head) + len(data)
+    return Chunk(tuple(pages), _FIXED_BYTES, (_RLE, _PLAIN), _ZSTD, len(values), 0, uncompressed)
+
+
+def _experts(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Chunk:
+    held = values if there is None else values[there]
+    highest = int(held.max(initial=0))
+    width = max(1, highest.bit_length())
+    short = width <= _WIDEST and 4 * (highest + 1) + width * len(held) // 8 < 4 * len(held)
+    before = _dictionary(highest) if short else ()
+    # Whole groups of eight fill a page, so that all pages can be packed at once, if there is no gap.
+    packed = memoryview(pack(held, width)) if short and there is None else None
+    pages = [*before]
+    for place, (levels, of_page) in enumerate(_pages(values, there)):
+        rows = min(_PAGE_ROWS, len(values) - place * _PAGE_ROWS)
+        if packed is not None:
+            begin = place * _PAGE_ROWS // 8 * width
+            data: list[bytes | memoryview] = [bytes([width]), _run(rows), packed[begin : begin + -(-rows // 8) * width]]
+        elif short:
+            data = [bytes([width]), _run(len(of_page)), pack(of_page, width)]
+        else:
+            data = [of_page.astype("<u4").tobytes()]
+        body = b"".join([levels, *data])
+        pages += [_data_page(_DICTIONARY if short else _PLAIN, rows, len(body), len(body)), body]
+    encodings = (_PLAIN, _RLE, _DICTIONARY) if short else (_RLE, _PLAIN)
+    sizes = sum(map(len, before)), sum(map(len, pages))
+    return Chunk(tuple(pages), _INT32, encodings, _UNCOMPRESSED, len(values), *sizes)
+
+
+@lru_cache(16)
+def _run(size: int) -> bytes:
+    """Return what stands before so many bit-packed numbers."""
+    return varint(-(-size // 8) << 1 | 1)
+
+
+@lru_cache(16)
+def _dictionary(highest: int) -> tuple[bytes, bytes]:
+    body = np.arange(highest + 1, dtype="<u4").tobytes()
+    said = struct({1: int32(highest + 1), 2: int32(_PLAIN), 3: flag(True)})
+    return struct({1: int32(_DICTIONARY_PAGE), 2: int32(len(body)), 3: int32(len(body)), 7: said})[1], body
+
+
+@lru_cache(16)
+def _data_page(encoding: int, rows: int, uncompressed: int, compressed: int) -> bytes:
+    said = struct({1: int32(rows), 2: int32(encoding), 3: int32(_RLE), 4: int32(_RLE)})
+    return struct({1: int32(_DATA_PAGE), 2: int32(uncompressed), 3: int32(compressed), 5: said})[1]
