@@ -76,7 +76,7 @@ def open_sound(folder: str | Path, *, shards: bool = True) -> Run:
         _check_documents(run)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise RunError(f"{folder}: damaged ({type(error).__name__}: {str(error)[:200]}); write it again") from error
-    for number in run.shards if shards else ():
+    for number in run.shards if shards and not run.counts_only else ():
         _check_shard(run, number)
     return run
 
@@ -96,6 +96,7 @@ def _checked(folder: Path) -> Path:
         where = f"shards[{number}]"
         check.whole(f"{where}.number", check.field(shard, where, "number"), most=999_999)
         check.whole(f"{where}.rows", check.field(shard, where, "rows"), least=1, most=10**9)
+    check.that("counts_only", isinstance(manifest.get("counts_only", False), bool), manifest.get("counts_only"))
     check.that("complete", isinstance(manifest["complete"], bool), manifest["complete"])
     check.whole("corpus.documents", check.field(manifest["corpus"], "corpus", "documents"), most=10**9)
     for name in ("model", "settings", "versions", "times"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import unescape
 from typing import Any
 
@@ -20,18 +21,26 @@ def show(chart: go.Figure, key: str) -> None:
 
 
 def clicked(
-    chart: go.Figure, key: str, *, explained: bool = False, tallest: int | None = None
+    draw: Callable[[], go.Figure],
+    key: str,
+    *,
+    explained: bool = False,
+    tallest: int | None = None,
+    leads_away: bool = True,
 ) -> dict[str, Any] | None:
     """Show a chart whose bars or cells can be clicked, and return the one that was: its `customdata`, its `x`.
 
     Args:
-        chart: what to show.
+        draw: makes the chart. It is not called where a click `leads_away`: the reader waits for what comes next.
         key: of the chart on its page.
         explained: the page has said already what is drawn and against what; of the notes, only the last line is shown.
         tallest: the most pixels that it may be high.
+        leads_away: the page is left for another one as soon as a click is told.
     """
+    if leads_away and (told := st.session_state.get(key)) and told.selection.points:
+        return dict(told.selection.points[0])
     event: Any = st.plotly_chart(
-        _fit(chart, explained=explained, tallest=tallest),
+        _fit(draw(), explained=explained, tallest=tallest),
         key=key,
         on_select="rerun",
         selection_mode="points",

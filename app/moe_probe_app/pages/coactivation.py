@@ -125,7 +125,7 @@ if table.filter(router=router.index).is_empty():
 order, least = ask()
 here = table.filter(pl.col("router") == router.index, pl.col("expected") >= least)
 cell = figure.clicked(
-    coactivation_cells(
+    lambda: coactivation_cells(
         table.with_columns(expected=pl.when(pl.col("expected") >= least).then("expected")),
         router.index,
         order=order,

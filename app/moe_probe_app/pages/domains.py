@@ -56,7 +56,8 @@ def show_shares(chosen: Chosen) -> None:
     which = st.radio("Layers", [THIS, THREE], horizontal=True, key="domains_layers", persist_state="session")
     table = library.affinity(chosen.run)
     bar = figure.clicked(
-        domain_shares(table, panels(chosen, which), focus=chosen.selection.focus), f"domains_shares_{which == THREE}"
+        lambda: domain_shares(table, panels(chosen, which), focus=chosen.selection.focus),
+        f"domains_shares_{which == THREE}",
     )
     csv_button(table, "affinity")
     if bar:
@@ -172,7 +173,16 @@ def show_repetition_table(here: pl.DataFrame, measure: str) -> None:
 chosen = sidebar.choose()
 plain.heading("Domains", "Do texts of different kinds go to different experts? Click a bar to see it in the text.")
 say_what_is_missing(chosen)
-show_shares(chosen)
+counts_only = chosen.run.counts_only
+if counts_only:
+    plain.callout(
+        "info",
+        "This run holds counts only",
+        "How far apart the domains lie is below. Shares and repetition need tokens: trace again without --counts-only.",
+    )
+else:
+    show_shares(chosen)
 if "domain" in [label_set.name for label_set in chosen.run.labels]:
     show_divergence(chosen)
-show_repetition(chosen)
+if not counts_only:
+    show_repetition(chosen)

@@ -141,9 +141,12 @@ def draw_mix(chosen: Chosen, expert: int, colour: str, label: str, key: str) -> 
     """Show one label's mix."""
     table = library.label_table(chosen.run, label)
     slot = SLOTS[chosen.selection.slot]
-    chart = expert_mix(table, chosen.selection.router, expert, label_set=label, slot=slot, colour=colour)
-    place = f"{chosen.selection.router}_{expert}"
-    bar = figure.clicked(chart, f"{key}_{label}_{place}", explained=True)
+    router = chosen.selection.router
+    bar = figure.clicked(
+        lambda: expert_mix(table, router, expert, label_set=label, slot=slot, colour=colour),
+        f"{key}_{label}_{router}_{expert}",
+        explained=True,
+    )
     if bar:
         open_in_text(chosen, expert, label, str(bar["customdata"][-1]))
 
@@ -189,7 +192,9 @@ plain.section(
 )
 show_mix(chosen, expert, colour)
 layer = figure.clicked(
-    expert_load(library.load_table(run), expert, now.router, slot=SLOTS[now.slot], colour=colour), "experts_load"
+    lambda: expert_load(library.load_table(run), expert, now.router, slot=SLOTS[now.slot], colour=colour),
+    "experts_load",
+    leads_away=False,
 )
 if layer:
     selection.change(router=int(layer["customdata"][-1]))

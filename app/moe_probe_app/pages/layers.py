@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from moe_probe import charts
@@ -14,9 +15,10 @@ TALLEST = 560
 
 
 def open_in_text(router: int, expert: int) -> None:
-    """Go to the text, at a router and an expert."""
+    """Go to the text, at a router and an expert; a run of counts only has none, and stays on this page."""
     selection.change(router=router, focus=(expert,))
-    st.switch_page("text.py")
+    if not run.counts_only:
+        st.switch_page("text.py")
 
 
 chosen = sidebar.choose()
@@ -25,16 +27,27 @@ slot = SLOTS[now.slot]
 plain.heading("Layers", "How evenly is each layer's work shared out? Click a cell or a bar to see it in the text.")
 
 load = library.load_table(run)
-heatmap = charts.load_heatmap(load, slot=slot, selectable=True)
-many = len(heatmap.data) == 1
-cell = figure.clicked(heatmap, "layers_heatmap", tallest=TALLEST)
-if many:
-    plain.note("So many cells cannot be clicked: choose a layer in the sidebar, then click one of its bars.")
+
+
+def load_heatmap() -> go.Figure:
+    """Draw all layers, and say so where there are too many cells to click."""
+    drawn = charts.load_heatmap(load, slot=slot, selectable=True)
+    if len(drawn.data) == 1:
+        plain.note("So many cells cannot be clicked: choose a layer in the sidebar, then click one of its bars.")
+    return drawn
+
+
+leads_away = not run.counts_only
+cell = figure.clicked(load_heatmap, "layers_heatmap", tallest=TALLEST, leads_away=leads_away)
 if cell:
     router, expert = cell["customdata"][-2:]
     open_in_text(int(router), int(expert))
 
-bar = figure.clicked(charts.load_histogram(load, now.router, slot=slot, focus=now.focus), "layers_histogram")
+bar = figure.clicked(
+    lambda: charts.load_histogram(load, now.router, slot=slot, focus=now.focus),
+    "layers_histogram",
+    leads_away=leads_away,
+)
 if bar:
     open_in_text(now.router, int(bar["customdata"][3]))
 csv_button(load, "load")

@@ -50,7 +50,7 @@ def show_step(chosen: Chosen) -> None:
     table = library.transitions(chosen.run)
     names = dict(enumerate(router_titles(every)))
     cell = figure.clicked(
-        transition_cells(table, router.index, focus=chosen.selection.focus, names=names), "paths_step"
+        lambda: transition_cells(table, router.index, focus=chosen.selection.focus, names=names), "paths_step"
     )
     csv_button(table, "transitions")
     if cell:
@@ -100,7 +100,9 @@ def show_paths(chosen: Chosen, stretch: list[Router]) -> None:
         return
     titles = router_titles(chosen.run.routers)
     names = {router.index: titles[router.index].lower() for router in through}
-    cell = figure.clicked(top_paths(table, names, by=by or "count", focus=chosen.selection.focus), f"paths_top_{by}")
+    cell = figure.clicked(
+        lambda: top_paths(table, names, by=by or "count", focus=chosen.selection.focus), f"paths_top_{by}"
+    )
     if cell:
         open_in_text(int(cell["customdata"][-2]), int(cell["customdata"][-1]))
     plain.section("The same in numbers", "Pick a row to see the expert in which its path begins in the text.")

@@ -48,18 +48,23 @@ everywhere = table.filter(domain="all")
 slot = SLOTS[now.slot]
 drawn = everywhere.filter(everywhere["expert"].is_in(list(now.focus))) if now.focus else everywhere
 cell = figure.clicked(
-    charts.label_heatmap(
+    lambda: charts.label_heatmap(
         drawn, now.router, slot=slot, value=value, minimum_expected=minimum, selectable=True, most=MOST_EXPERTS
     ),
     "syntax_heatmap",
 )
-if value == "lift":
+if run.counts_only:
+    plain.note(
+        "This run holds counts only: it has no words to test, so that no cell is called specialised, and no text to "
+        "open. A cell that holds over documents says “not enough data”."
+    )
+elif value == "lift":
     plain.note(
         "Full colour: the expert is specialised in the label. It takes at least 1.2 times its share of it, and not by "
         "chance: that holds over documents, and over words. Faint: it was not shown, or there is too little text to "
         "tell; point at a cell to see which."
     )
-if cell:
+if cell and not run.counts_only:
     expert, picked = cell["customdata"][-2:]
     selection.change(focus=(int(expert),), label=label, value=str(picked), token=None)
     st.switch_page("text.py")
