@@ -220,7 +220,8 @@ def grow(sizes: list[int], *, with_model: bool) -> bool:
     peaks: list[float] = []
     for size in sizes:
         command = [sys.executable, __file__, "--one", str(size), *(["--model"] if with_model else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        # What goes wrong there is said on standard error: it is not captured.
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peak, above, wall, processor = map(float, done.stdout.split()[-4:])
         peaks.append(peak)
         print(

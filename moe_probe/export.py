@@ -9,7 +9,7 @@ not know how a number comes about (tables/).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ from moe_probe.effects import EFFECT_COLUMNS, EffectFolder, effect_table
 from moe_probe.errors import BadInputError
 from moe_probe.store.files import new_file, writing
 from moe_probe.tables import columns_table, tables_of
+from moe_probe.tables.registry import tables_left_out
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
@@ -51,6 +52,9 @@ def export_csv(
     `upos` becomes syntax.csv, every other label set a file of its own name. run.json is copied beside them. The same
     run gives the same bytes. Files that are there are replaced, each only when the new one is whole.
 
+    Of a run that holds counts only, tables that need tokens are left out, and columns.csv has a row for each that says
+    so.
+
     A CSV holds a table of more than 100,000 rows with a `q_value` only where that is below .05, and columns.csv says
     so at that column; Parquet holds every row.
 
@@ -66,10 +70,13 @@ def export_csv(
 
     Raises:
         BadInputError: `format` is neither, or `out` is a file or the run's own folder.
+        RunError: `tokens` are asked for of a run that holds counts only.
         MoeProbeError: a file cannot be written, for example because the disk is full.
     """
     if format not in ("csv", "parquet"):
         raise BadInputError(f"format {format!r}: choose csv or parquet")
+    if tokens:
+        run.need_tokens("the token-to-expert table")
     folder = _new_folder(run, Path(out))
     tables = tables_of(run)
     names = [*(table.file for table in tables), *(["tokens"] if tokens else [])]
@@ -84,6 +91,7 @@ def export_csv(
             frame = frame.filter(pl.col("q_value") < LEVEL)
         paths.append(write_table(frame, folder / f"{table.file}.{format}"))
     dictionary = _with_cuts(columns_table({table.file: table.columns for table in tables}), cut)
+    dictionary = _with_left_out(dictionary, tables_left_out(run))
     if tokens:
         say("tokens", len(tables), len(names))
         paths.append(_write_tokens(run, folder / f"tokens.{format}"))
@@ -138,6 +146,13 @@ def _with_cuts(dictionary: pl.DataFrame, cut: dict[str, int]) -> pl.DataFrame:
     note = pl.col("table").replace_strict(notes, default="", return_dtype=pl.String)
     definition = pl.when(pl.col("name") == "q_value").then(pl.col("definition") + note).otherwise("definition")
     return dictionary.with_columns(definition=definition) if notes else dictionary
+
+
+def _with_left_out(dictionary: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Say of each table that could not be made that it is left out, in a row without a column's name."""
+    why = "Left out: the run holds counts only, and this table needs tokens, or more documents than have the label."
+    rows = [{"name": "", "table": name, "unit": "", "definition": why, "source": ""} for name in names]
+    return pl.concat([dictionary, pl.DataFrame(rows, schema=dictionary.schema)]) if rows else dictionary
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> Path:

@@ -14,6 +14,7 @@ from moe_probe.counts import wide_routers
 from moe_probe.measures.verdicts import DEAD
 from moe_probe.store import Run
 from moe_probe.tables import balance, load_table
+from moe_probe.tables.registry import tables_left_out
 
 _NAMED_EXPERTS = 6
 
@@ -29,6 +30,11 @@ def describe(run: Run, console: Console | None = None) -> None:
     console.print(_provenance(run))
     console.print(_precision(run))
     console.print(_load(run))
+    if run.counts_only:
+        console.print(
+            "[bold]counts only[/bold] no token was kept, so that what needs one cannot be told; left out of an export: "
+            f"{', '.join(tables_left_out(run))}"
+        )
     for warning in run.warnings:
         console.print(f"[bold]warning[/bold] {escape(warning)}")
     for router in wide_routers(run):
@@ -48,6 +54,7 @@ def run_facts(run: Run) -> dict[str, str]:
         "corpus": f"{run.n_tokens:,} tokens of {run.n_documents:,} documents",
         "routers": f"{len(run.routers)}: " + "; ".join(f"{k} of {e} experts, {kind}" for e, k, kind in kinds),
         "labels": ", ".join(f"{label.name} ({label.source})" for label in run.labels) or "none",
+        **({"kept": "counts only, no tokens"} if run.counts_only else {}),
         "self-check": str(manifest["self_check"]),
         "complete": "yes" if run.complete else "no: go on with moe-probe trace … --resume",
     }

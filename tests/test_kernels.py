@@ -10,8 +10,6 @@ import kernel_cases
 import pytest
 import torch
 
-from moe_probe.recording.scores import Scoring as RecordedScoring
-from moe_probe.recording.scores import score
 from moe_probe_kernels import Ring, Scoring, Tally, pack, summarise, which
 from moe_probe_kernels.choosing import has_triton
 
@@ -103,47 +101,6 @@ def test_the_package_does_not_load_triton() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == said[1]
-
-
-@pytest.mark.parametrize(
-    "scoring",
-    [
-        RecordedScoring("softmax", False, False, 8, 3, known=False),
-        RecordedScoring("softmax", True, False, 1, 1, known=False),
-        RecordedScoring("sigmoid", False, True, 1, 1, known=False),
-        RecordedScoring("sigmoid", False, True, 4, 2, known=False, best_of_group=1),
-        RecordedScoring("sqrtsoftplus", False, True, 1, 1, known=False, in_its_type=True),
-        RecordedScoring("softmax", False, True, 1, 1, known=False, skips=True, in_its_type=True),
-        RecordedScoring("softmax", False, False, 1, 1, known=False, rounded=True),
-    ],
-)
-def test_the_summary_says_what_recording_says(scoring: RecordedScoring) -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(2, 50, 32, generator=generator).bfloat16()
-    ids = torch.rand(2, 50, 32, generator=generator).topk(4).indices
-    weights = torch.rand(2, 50, 4, generator=generator).bfloat16()
-    bias = torch.randn(2, 32, generator=generator) * 0.1 if scoring.has_bias else None
-    expected = score(scoring, logits, ids, weights, bias, drops=scoring.skips)
-    found = summarise(logits, ids, restated(scoring, weights.dtype), bias=bias, weights=weights, drops=scoring.skips)
-    assert found.share_error is not None
-    assert torch.equal(found.entropy, expected.entropy)
-    assert torch.equal(found.margin, expected.margin)
-    assert torch.equal(found.share_error, expected.share_error)
-
-
-def restated(scoring: RecordedScoring, weight_dtype: torch.dtype) -> Scoring:
-    """Return a recorder's scoring in the kernels' words."""
-    return Scoring(
-        activation=scoring.activation,
-        of_logits=scoring.of_logits,
-        of_probabilities=scoring.of_probabilities,
-        n_groups=scoring.n_groups,
-        n_kept_groups=scoring.n_kept_groups,
-        best_of_group=scoring.best_of_group,
-        skips=scoring.skips,
-        in_its_type=scoring.in_its_type,
-        rounded_to=weight_dtype if scoring.rounded else None,
-    )
 
 
 def test_a_ring_that_was_not_taken_from_in_time_says_so_once() -> None:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from moe_probe.measures.random_pairs import random_pair_chance, token_chance
+from moe_probe.measures.random_pairs import meet, random_pair_chance, token_chance
 from moe_probe.measures.repetition import load_chance, repetition, uniform_chance
 
 
@@ -31,6 +31,23 @@ def test_hand_counted_repetition():
     assert found.load_first == pytest.approx(4 / 20)
     meets = [bool({*a} & {*b}) for a, b in itertools.permutations(experts.tolist(), 2)]
     assert found.load_either == pytest.approx(np.mean(meets))
+
+
+@pytest.mark.parametrize(("n_experts", "n_slots"), [(1, 1), (8, 2), (16, 9), (128, 64), (1024, 64)])
+def test_tokens_meet_where_their_sets_have_an_expert_in_common(n_experts, n_slots):
+    rng = np.random.default_rng(n_experts)
+    left, right = (draw_sets(400, n_experts, n_slots, seed).T for seed in (1, 2))
+    for experts in (left, right):
+        experts[rng.random(experts.shape) < 0.3] = -1
+        experts[:, :5] = -1
+    shared = [bool({*one} & {*other} - {-1}) for one, other in zip(left.T.tolist(), right.T.tolist(), strict=True)]
+    before = left.copy(), right.copy()
+    assert meet(left, right).tolist() == shared
+    assert meet(left[:, :0], right[:, :0]).tolist() == []
+    assert meet(left[:, 7:], left[:, 7:]).tolist() == (left[:, 7:] >= 0).any(axis=0).tolist()
+    assert (left == before[0]).all()
+    assert (right == before[1]).all()
+    assert not any(shared[:5])
 
 
 def test_uniform_chance_is_that_of_the_paper():

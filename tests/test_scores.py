@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 import torch
 from hand_forward import hand_forward
+from kernel_cases import score_token
 from torch import nn
 from torch.nn import functional
 
@@ -15,6 +16,7 @@ import moe_probe as mp
 from moe_probe.recording.architectures import build
 from moe_probe.recording.routers import find_sites
 from moe_probe.recording.scores import Scoring, explains, read_gate, score
+from moe_probe_kernels import Scoring as KernelScoring
 
 SOFTMAX = Scoring("softmax", False, False, 1, 1, True)
 SIGMOID = Scoring("sigmoid", False, True, 1, 1, True)
@@ -108,6 +110,76 @@ def test_probabilities_that_a_router_rounds_to_one_number_are_a_tie() -> None:
     assert scoring is not None
     assert score(scoring, logits, *first).margin.item() == 0
     assert score(replace(scoring, rounded=False), logits, *first).margin.item() < -1e-4
+
+
+@pytest.mark.parametrize(
+    ("scoring", "defined"),
+    [
+        (Scoring("softmax", False, False, 8, 3, False), KernelScoring(n_groups=8, n_kept_groups=3)),
+        (Scoring("softmax", False, False, 1, 4, False), KernelScoring()),  # groups that are not made use of
+        (Scoring("sigmoid", True, False, 1, 1, False), KernelScoring("sigmoid", of_logits=True)),
+        (
+            Scoring("sigmoid", False, True, 4, 2, False, best_of_group=1),
+            KernelScoring("sigmoid", n_groups=4, n_kept_groups=2, best_of_group=1),
+        ),
+        (
+            Scoring("sigmoid", False, True, 4, 2, False, best_of_group=3),
+            KernelScoring("sigmoid", n_groups=4, n_kept_groups=2, best_of_group=3),
+        ),
+        (Scoring("sqrtsoftplus", False, True, 1, 1, False), KernelScoring("sqrtsoftplus")),
+        (Scoring("softmax", False, True, 1, 1, False, skips=True), KernelScoring(skips=True)),
+        (
+            Scoring("softmax", False, False, 1, 1, False, of_probabilities=True),
+            KernelScoring(of_probabilities=True),
+        ),
+    ],
+)
+def test_a_scoring_means_what_its_definition_says_token_by_token(scoring: Scoring, defined: KernelScoring) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 20, 32, generator=generator)
+    logits = logits.softmax(-1) if scoring.of_probabilities else logits
+    # Of one group each, or no choice would be of groups that are kept.
+    size = 32 // scoring.n_groups
+    group = torch.randint(0, scoring.n_groups, (2, 20, 1), generator=generator)
+    ids = group * size + torch.rand(2, 20, size, generator=generator).topk(4).indices
+    ids = torch.where(ids == 31, -1, ids) if scoring.skips else ids
+    weights = torch.rand(2, 20, 4, generator=generator) + 0.1
+    bias = torch.randn(2, 32, generator=generator) * 0.1 if scoring.has_bias else None
+    found = score(scoring, logits, ids, weights, bias, drops=scoring.skips)
+    assert found.margin.isfinite().float().mean() > 0.2
+    for layer in range(2):
+        errors = []
+        for token in range(20):
+            chosen = ids[layer, token].tolist()
+            entropy, margin, activated = score_token(
+                logits[layer, token].double().tolist(), chosen, defined, None if bias is None else bias[layer].tolist()
+            )
+            assert found.entropy[layer, token].item() == pytest.approx(entropy, abs=1e-5)
+            assert found.margin[layer, token].item() == pytest.approx(margin, abs=1e-5)
+            shares = np.array([activated[expert] for expert in chosen])  # −1 is the last: to go to none
+            given = weights[layer, token].double().numpy()
+            errors.append(np.abs(given / given.sum() - shares / shares.sum()).max())
+        assert found.share_error[layer].item() == pytest.approx(max(errors), abs=1e-5)
+
+
+def test_a_scoring_that_was_read_needs_no_proof_and_a_double_router_rounds_nothing() -> None:
+    logits, ids = torch.tensor([[[1.0, 1.001, 0.0]]], dtype=torch.float64), torch.tensor([[[0]]])
+    scores = score(replace(SOFTMAX, rounded=True), logits, ids, torch.full((1, 1, 1), 9.0, dtype=torch.float64), None)
+    weights = torch.tensor([[[0.9, 0.1]]])
+    for known, error in ((True, 0), (False, 0.9 - 0.5)):
+        proven = score(replace(SOFTMAX, known=known), logits, torch.tensor([[[1, 0]]]), weights, None)
+        assert proven.share_error.item() == pytest.approx(error, abs=1e-3)
+    shares = np.exp([1.0, 1.001, 0.0]) / np.exp([1.0, 1.001, 0.0]).sum()
+    assert scores.margin.item() == pytest.approx(shares[0] - shares[1], abs=1e-6)
+
+
+def test_an_expert_that_there_is_not_is_scored_as_the_nearest_and_is_an_error_elsewhere() -> None:
+    logits = torch.tensor([[[0.5, 0.3, 0.2]]]).log()
+    for expert, nearest in ((7, 2), (-4, 0)):
+        wild, tame = (
+            score(SOFTMAX, logits, torch.tensor([[[one]]]), torch.ones(1, 1, 1), None) for one in (expert, nearest)
+        )
+        assert torch.equal(wild.margin, tame.margin)
 
 
 class _SigmoidRouter(nn.Module):

@@ -26,8 +26,13 @@ def export(
     format_: Annotated[Literal["csv", "parquet"], typer.Option("--format", help="Format of the tables.")] = "csv",
 ) -> None:
     """Write all tables of a run, with a dictionary of their columns."""
-    for path in mp.export_csv(mp.open_run(run), out, tokens=tokens, format=format_):
+    from moe_probe.tables.registry import tables_left_out
+
+    opened = mp.open_run(run)
+    for path in mp.export_csv(opened, out, tokens=tokens, format=format_):
         print(path)
+    for name in tables_left_out(opened):
+        print(f"moe-probe: left out, for the run holds counts only: {name}", file=sys.stderr)
 
 
 def report(

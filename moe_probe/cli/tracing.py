@@ -52,6 +52,9 @@ def trace(
         bool,
         typer.Option("--probabilities", help="Record every router's whole distribution: 2 bytes a token and expert."),
     ] = False,
+    counts_only: Annotated[
+        bool, typer.Option("--counts-only", help="Keep counts by expert and label, and nothing of a token.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted.")] = False,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Who makes the shards: this process, or a Ray cluster.")
@@ -78,6 +81,8 @@ def trace(
         raise BadInputError("--generate takes prompts whole, in one window; leave out --max-tokens and --stride")
     if generate is not None and (engine != "local" or ray_address is not None or workers is not None):
         raise BadInputError("--generate writes in this process; leave out --engine, --ray-address and --workers")
+    if generate is not None and counts_only:
+        raise BadInputError("--generate keeps every token that it writes; leave out --counts-only")
     language_model = mp.load(
         model,
         quantization=quantization,
@@ -128,6 +133,7 @@ def trace(
                 special=special,
                 surprisal=surprisal,
                 probabilities=probabilities,
+                counts_only=counts_only,
                 engine=engine,
                 ray_address=ray_address,
                 workers=workers,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moe_probe.cluster.likeness import Likeness
     from moe_probe.models.fit import DeviceMap
     from moe_probe.models.loading import Origin
+    from moe_probe.tracing.counted import CountedShard
     from moe_probe.tracing.rows import ShardText
     from moe_probe.tracing.shard import Recipe, ShardTracer, TracedShard
 
@@ -84,7 +85,7 @@ class Worker:
         self._tracer = self._open.enter_context(open_shard_tracer(lm, encoder, recipe))
         return found
 
-    def trace(self, text: ShardText) -> TracedShard:
+    def trace(self, text: ShardText) -> TracedShard | CountedShard:
         """Return a shard; `open` came before."""
         assert self._tracer is not None, "a worker is opened before it traces"
         return self._tracer.trace(text)

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 
 from moe_probe import schema
 from moe_probe.counts.cache import Kept, narrow, remembered
-from moe_probe.counts.clusters import BLOCK, DOCUMENT, FEWEST_DOCUMENTS, N_CLUSTERS, Clusters, unit_for
-from moe_probe.counts.experts import ANY_SLOT, SlotExperts, check_slot, iter_experts
+from moe_probe.counts.cells import find_cells
+from moe_probe.counts.clusters import BLOCK, DOCUMENT, Clusters, unit_for
+from moe_probe.counts.experts import ANY_SLOT, check_slot, iter_experts
 from moe_probe.counts.filters import find_filter
-from moe_probe.counts.selection import Selection, cache_file, find_label, label_codes, source
+from moe_probe.counts.selection import Selection, cache_file, find_label, source
 from moe_probe.counts.wide import refuse_wide
+from moe_probe.store.clusters import FEWEST_DOCUMENTS, N_CLUSTERS
+from moe_probe.store.totals import no_totals
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard
-
-_CHUNK_ROWS = 262_144
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +104,20 @@ def load_counts(
     Raises:
         BadInputError: the run has no such label, slot, document, domain or phase, or it has a router of more than
             16,384 experts.
-        RunError: a label is missing on some row.
+        RunError: a label is missing on some row, or the run holds counts only and these are not among them: slots
+            above 0 (of "phase" there are all), the first positions of windows, parts of a run, labels of fewer than
+            five documents.
     """
     refuse_wide(run, f"counts by {label}")
     label_set = find_label(run, label)
     check_slot(run, slot)
     part_of_run = find_filter(run, documents, domain, phase, positions)
+    if run.counts_only and part_of_run.name:
+        run.need_tokens("counts of a part of the run (documents, domain, phase, positions)")
     rows = Selection(label_set, tokens or ("word_initial" if label_set.word_level else "all"), sinks, True, part_of_run)
     choice = _Choice(rows, slot)
+    if run.counts_only:
+        return _counted_before(run, choice)
     shards = part_of_run.shards(run)
     total = remembered(
         cache_file(run, f"all-{choice.name}"),
@@ -118,6 +125,37 @@ def load_counts(
         partial(_count_run, run, choice, shards),
     )
     return _label_counts(run, choice, total)
+
+
+def _counted_before(run: Run, choice: _Choice) -> LabelCounts:
+    """Return the counts of a run that holds nothing else, as far as they are among them."""
+    name = choice.label_set.name
+    if choice.rows.sinks:
+        run.need_tokens("counts with the first positions of each window (sinks=True)")
+    totals = run.totals(name) if run.shards else no_totals(run.routers)
+    if choice.slot not in totals.slots(run.routers):
+        run.need_tokens(f"counts by {name} of slot {choice.slot}, which was not counted apart from others,")
+    found = totals.select(choice.slot, choice.rows.tokens == "word_initial")
+    if unit_for(len(found.documents)) == BLOCK and found.n:
+        run.need_tokens(
+            f"counts by {name} of {len(found.documents)} document(s) with a {choice.rows.tokens} token that is not"
+            f" {schema.UNTAGGED}, which is fewer than {FEWEST_DOCUMENTS},"
+        )
+    documents = run.documents()
+    seen = pl.Series(np.isin(documents["document"].to_numpy(), found.documents))
+    return LabelCounts(
+        routers=tuple(run.routers),
+        label_set=choice.label_set,
+        labels=found.labels,
+        clustered=found.clustered,
+        slot=choice.slot,
+        tokens=choice.rows.tokens,
+        sinks=False,
+        n=found.n,
+        cluster_unit=DOCUMENT,
+        documents=len(found.documents),
+        domains=documents["domain"].filter(seen).drop_nulls().n_unique(),
+    )
 
 
 def _label_counts(run: Run, choice: _Choice, total: Kept) -> LabelCounts:
@@ -211,8 +249,12 @@ class _Total:
                 self._tables[index][:, :, place] = old
             self._labels = labels
         clusters, places = part.facts["clusters"], [labels.index(label) for label in part.facts["labels"]]
+        same_labels = places == list(range(len(labels)))
         for total, table in zip(self._tables, _iter_tables(self._routers, part), strict=True):
-            total[np.ix_(clusters, range(total.shape[1]), places)] += table
+            if same_labels:  # as most shards have, and a third of the time
+                total[clusters] += table
+            else:
+                total[np.ix_(clusters, range(total.shape[1]), places)] += table
 
     def kept(self, unit: str) -> Kept:
         """Return the sum, with the clusters that have a document."""
@@ -246,77 +288,12 @@ def _all_clusters(routers: Sequence[schema.Router], kept: Kept) -> Iterator[NDAr
         yield whole
 
 
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """What is counted in a shard: `n` rows, of these labels, clusters and documents.
-
-    A cell is cluster times labels plus label. `of_rows` holds that of each row; rows that are not counted get one more
-    than there are. `rows` says which of the shard's rows these are, None: all.
-    """
-
-    n: int
-    labels: list[str]
-    clusters: list[int]
-    documents: NDArray[np.int32]
-    of_rows: NDArray[np.int64]
-    rows: NDArray[np.int64] | None
-
-
 def _count_shard(shard: Shard, choice: _Choice, clusters: Clusters) -> Kept:
     """Count one shard, holding one batch of routers' columns at a time."""
-    cells = _find_cells(shard, choice, clusters)
-    shape = (len(cells.clusters), len(cells.labels))
-    n_cells = shape[0] * shape[1]
+    cells = find_cells(shard, choice.rows, clusters)
     counted: list[NDArray[np.unsignedinteger]] = []
-    starts: dict[int, NDArray[np.int64]] = {}
     for router, slots in iter_experts(shard, shard.run.routers, choice.slot, cells.rows):
-        size = router.n_experts
-        if size not in starts:
-            starts[size] = cells.of_rows * size
-        table = np.zeros((n_cells + 1) * size, dtype=np.int64)
-        for slot in slots:
-            _add_slot(table, starts[size], slot)
-        by_cell = table[: n_cells * size].reshape(*shape, size)
-        counted.append(narrow(by_cell.swapaxes(1, 2)).ravel())
+        counted.append(narrow(cells.count(router.n_experts, slots)).ravel())
     numbers = np.concatenate(counted) if counted else np.zeros(0, dtype=np.uint8)
     facts = {"n": cells.n, "labels": cells.labels, "clusters": cells.clusters}
     return Kept(facts, {"numbers": numbers, "documents": cells.documents})
-
-
-def _find_cells(shard: Shard, choice: _Choice, clusters: Clusters) -> _Cells:
-    frame, counted = choice.rows.rows(shard, clusters.columns)
-    rows = np.flatnonzero(counted) if counted.sum() < len(counted) // 2 else None
-    if rows is not None:
-        frame, counted = frame[rows], counted[rows]
-    labels, codes = label_codes(frame["label"], counted)
-    tagged = counted if schema.UNTAGGED not in labels else counted & (frame["label"] != schema.UNTAGGED).to_numpy()
-    documents = np.unique(frame["document"].to_numpy()[tagged])
-    positions = frame["position"].to_numpy() if "position" in clusters.columns else None
-    cluster = clusters.of(frame["document"].to_numpy(), positions)
-    present = np.flatnonzero(np.bincount(cluster, minlength=N_CLUSTERS))
-    place = np.zeros(N_CLUSTERS, dtype=np.int64)
-    place[present] = np.arange(present.size)
-    return _Cells(
-        n=int(counted.sum()),
-        labels=labels,
-        clusters=present.tolist(),
-        documents=documents,
-        of_rows=np.where(counted, place[cluster] * len(labels) + codes, present.size * len(labels)),
-        rows=rows,
-    )
-
-
-def _add_slot(table: NDArray[np.int64], starts: NDArray[np.int64], slot: SlotExperts) -> None:
-    """Add one slot's assignments to `table`, chunk by chunk so that the codes stay in the processor's cache.
-
-    Args:
-        table: (cells x experts,) the last cell is of rows that do not count.
-        starts: (rows,) where each row's cell begins in `table`.
-        slot: what the slot held.
-    """
-    for start in range(0, len(starts), _CHUNK_ROWS):
-        rows = slice(start, start + _CHUNK_ROWS)
-        codes = starts[rows] + slot.experts[rows]
-        if slot.missing is not None:
-            codes[slot.missing[rows]] = len(table) - 1
-        table += np.bincount(codes, minlength=len(table))

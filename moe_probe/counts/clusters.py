@@ -7,34 +7,19 @@ blocks of 256 tokens take their place. It does not know what is counted.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_probe.store.clusters import FEWEST_DOCUMENTS, N_CLUSTERS, name_hash
+
 if TYPE_CHECKING:
     from moe_probe.store import Run
-
-N_CLUSTERS = 64
-FEWEST_DOCUMENTS = 5
-"""With fewer, clusters are blocks of a document's tokens, and what is said holds for this text only."""
 
 BLOCK_POSITIONS = 256
 DOCUMENT = "document"
 BLOCK = "block"
-
-
-def name_hash(name: str, block: int | None = None) -> int:
-    """Return a number of 64 bits for a document's name, or for a block of it; the same in every run.
-
-    Example:
-        >>> name_hash("a.txt") % N_CLUSTERS, name_hash("a.txt", 3) % N_CLUSTERS
-        (9, 12)
-    """
-    # No name holds a zero byte: a block is never taken for a document of another name.
-    text = name if block is None else f"{name}\0{block}"
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def document_clusters(run: Run) -> NDArray[np.int64]:

@@ -18,11 +18,12 @@ from moe_probe import schema
 from moe_probe.counts.batches import in_batches
 from moe_probe.counts.by_label import load_counts
 from moe_probe.counts.cache import Part, narrow, remembered_parts
-from moe_probe.counts.clusters import N_CLUSTERS, Clusters
+from moe_probe.counts.clusters import Clusters
 from moe_probe.counts.experts import ANY_SLOT, SlotExperts, add_codes, iter_experts
 from moe_probe.counts.selection import Selection, cache_file, source
 from moe_probe.counts.wide import count_unit, wide_routers
 from moe_probe.errors import RunError
+from moe_probe.store.clusters import N_CLUSTERS
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from moe_probe import schema
 from moe_probe.counts.batches import in_batches
-from moe_probe.counts.clusters import Clusters, name_hash, unit_for
+from moe_probe.counts.clusters import Clusters, unit_for
 from moe_probe.counts.filters import Filter
 from moe_probe.errors import BadInputError
+from moe_probe.store.clusters import name_hash
 
 if TYPE_CHECKING:
     from moe_probe.store import Run

@@ -18,6 +18,7 @@ from moe_probe import schema
 from moe_probe.counts.cache import Source
 from moe_probe.counts.filters import Filter
 from moe_probe.errors import BadInputError, RunError
+from moe_probe.store.categories import read_categories
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard
@@ -65,10 +66,10 @@ class Selection:
         wanted += [] if self.sinks else ["window_position"]
         by_label = label_set is not None and label_set.word_level
         wanted += ["word_initial"] if self.tokens == "word_initial" and not by_label else []
-        wanted += [] if label_set is None else [label_set.name]
-        frame = shard.tokens(list(dict.fromkeys(wanted)))
+        # With no column asked for, all would come.
+        frame = shard.tokens(list(dict.fromkeys(wanted or ["document"])))
         if label_set is not None:
-            frame = frame.with_columns(label=_checked(shard, frame[label_set.name]))
+            frame = frame.with_columns(label=_checked(shard, label_set.name))
         counted = self.filter.keeps(frame)
         if not self.sinks:
             counted &= (frame["window_position"] >= schema.SINK_POSITIONS).to_numpy()
@@ -98,6 +99,7 @@ def find_label(run: Run, name: str) -> schema.LabelSet:
 
 def source(run: Run, shards: Iterable[int], what: Iterable[object]) -> Source:
     """Return all that a count of these shards depends on; the labels lie in the tokens."""
+    run.need_tokens("a count that was not kept")
     names = [schema.DOCUMENTS_FILE]
     for shard in shards:
         names += [schema.tokens_file(shard), schema.routing_file(shard)]
@@ -110,32 +112,37 @@ def cache_file(run: Run, name: str) -> Path:
     return Path(run.path) / schema.COUNTS_FOLDER / f"{name}.npz"
 
 
-def _checked(shard: Shard, values: pl.Series) -> pl.Series:
+def _checked(shard: Shard, label: str) -> pl.Series:
+    values = read_categories(shard, label)
     if values.null_count():
         raise RunError(
             f"{shard.run.path}: {schema.tokens_file(shard.number)} has rows without a value of the label "
-            f"{values.name!r}; make it anew with `moe-probe label {shard.run.path} --with {values.name}`"
+            f"{label!r}; make it anew with `moe-probe label {shard.run.path} --with {label}`"
         )
-    return values.cast(pl.Categorical)
+    return values
 
 
 def _is_any(labels: pl.Series, values: Iterable[str]) -> NDArray[np.bool_]:
     return labels.is_in(list(values)).to_numpy()
 
 
-def label_codes(labels: pl.Series, counted: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.int64]]:
+def label_codes(labels: pl.Series, counted: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.integer]]:
     """Return the values that rows which are counted have, sorted, and each row's place among them, (rows,).
 
     Rows that are not counted have any place.
 
     Example:
         >>> label_codes(pl.Series(["b", "a", "c", "b"], dtype=pl.Categorical), np.array([True, True, False, True]))
-        (['a', 'b'], array([1, 0, 0, 1]))
+        (['a', 'b'], array([1, 0, 0, 1], dtype=int32))
     """
     # By the numbers that stand for the values: as strings they would cost more than all the counting.
     numbers = labels.to_physical().to_numpy()
-    found = labels.filter(pl.Series(counted)).unique()
-    found = found.gather(found.cast(pl.String).arg_sort())
-    place = np.zeros(int(numbers.max(initial=0)) + 1, dtype=np.int64)
-    place[found.to_physical().to_numpy()] = np.arange(len(found))
-    return found.cast(pl.String).to_list(), place[numbers]
+    size = int(numbers.max(initial=0)) + 1
+    example = np.full(size + 1, -1)
+    example[np.where(counted, numbers, np.int64(size))] = np.arange(len(numbers))
+    seen = np.flatnonzero(example[:size] >= 0)
+    found = labels.gather(example[seen]).cast(pl.String)
+    order = found.arg_sort().to_numpy()
+    place = np.zeros(size, dtype=np.int32)
+    place[seen[order]] = np.arange(len(found))
+    return found.gather(order).to_list(), place[numbers]

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from moe_probe import schema
 from moe_probe.counts.cache import Part, narrow, remembered_parts
-from moe_probe.counts.clusters import N_CLUSTERS, Clusters, unit_for
+from moe_probe.counts.clusters import Clusters, unit_for
 from moe_probe.counts.experts import ANY_SLOT, add_codes, iter_experts
 from moe_probe.counts.selection import Selection, cache_file, source
 from moe_probe.errors import BadInputError
+from moe_probe.store.clusters import N_CLUSTERS
 
 if TYPE_CHECKING:
     from moe_probe.store import Run

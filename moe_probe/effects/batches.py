@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from moe_probe import schema
 from moe_probe.counts import find_label
-from moe_probe.counts.clusters import N_CLUSTERS, Clusters, unit_for
+from moe_probe.counts.clusters import Clusters, unit_for
 from moe_probe.errors import BadInputError
 from moe_probe.store import Run
+from moe_probe.store.clusters import N_CLUSTERS
 from moe_probe.store.plan import Windowing, document_windows
 from moe_probe.tracing.batches import Batch, assemble, group, place
 

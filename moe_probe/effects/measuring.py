@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from moe_probe.corpus import Input
 from moe_probe.counts import load_counts
-from moe_probe.counts.clusters import N_CLUSTERS
 from moe_probe.effects.batches import CARRIERS, Batches
 from moe_probe.effects.folder import RUN, EffectFolder, Sums, begin_folder
 from moe_probe.effects.passes import How, Pass, changed_pass, check_prefix, plain_pass
@@ -34,6 +33,7 @@ from moe_probe.models import LanguageModel
 from moe_probe.recording.routers import find_routers
 from moe_probe.schema import Router
 from moe_probe.store import Run
+from moe_probe.store.clusters import N_CLUSTERS
 from moe_probe.tracing import trace
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.forward import check_head

@@ -42,7 +42,25 @@ def meet(left: NDArray[np.integer], right: NDArray[np.integer]) -> NDArray[np.bo
     for one in np.where(left < 0, _UNSET, left):
         for other in right:
             met |= one == other
+        if met.all():  # as they soon do where slots are many
+            break
     return met
+
+
+def take_tokens(experts: NDArray[np.integer], places: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return the experts of some tokens, (slots, tokens), each slot's in one piece.
+
+    `experts[:, places]` has the same values in another order of memory, in which `meet` is ten times slower.
+
+    Args:
+        experts: (slots, all tokens).
+        places: (tokens,).
+
+    Example:
+        >>> take_tokens(np.array([[7, 8, 9], [1, 2, 3]]), np.array([2, 0])).tolist()
+        [[9, 7], [3, 1]]
+    """
+    return np.take(experts, places, axis=1)
 
 
 def random_pair_chance(
@@ -191,7 +209,7 @@ def _sampled_meetings(
     one = _below(sizes[drawn], rng)
     other = (one + 1 + _below(sizes[drawn] - 1, rng)) % sizes[drawn]  # never the same token
     left, right = order[starts[drawn] + one], order[starts[drawn] + other]
-    return float(meet(experts[:, left], experts[:, right]).mean())
+    return float(meet(take_tokens(experts, left), take_tokens(experts, right)).mean())
 
 
 def _below(bounds: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -263,4 +281,5 @@ def _replaced_sets(
     one += twins & (one >= next_own)  # ranks follow the run, so that the second of a pair is past the first
     other += twins & (other >= own)
     other += other >= next_own
-    return float(meet(experts[:, order[starts[left] + one]], experts[:, order[starts[right] + other]]).mean())
+    lefts, rights = (order[starts[side] + rank_in] for side, rank_in in ((left, one), (right, other)))
+    return float(meet(take_tokens(experts, lefts), take_tokens(experts, rights)).mean())

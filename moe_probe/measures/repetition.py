@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_probe.measures.intervals import Estimate, clustered_ratio
-from moe_probe.measures.random_pairs import meet, number_values, random_pair_chance, token_chance
+from moe_probe.measures.random_pairs import meet, number_values, random_pair_chance, take_tokens, token_chance
 from moe_probe.measures.shares import clustered_shares
 
 
@@ -147,7 +147,7 @@ def repetition(
     before = (np.cumsum(in_pairs) - 1)[rows]
     columns = np.ascontiguousarray(experts[in_pairs].T)  # (slots, tokens)
     same = columns[0, before] == columns[0, before + 1]
-    met = meet(columns[:, before], columns[:, before + 1])
+    met = meet(take_tokens(columns, before), take_tokens(columns, before + 1))
     cluster = number_values(documents if clusters is None else clusters)[rows]
     uniform = uniform_chance(n_experts, experts.shape[1])
     groups = (np.zeros(held.size, dtype=np.int64) if domains is None else domains, documents)

@@ -207,9 +207,7 @@ class Parcel:
             biases = None
             if scoring.has_bias:
                 biases = torch.stack([self._sites[router].bias.to(ids.device) for router in routers])
-            # Indices out of range are an error below, but must not stop the device here.
-            inside = ids.clamp(DROPPED if first.form.drops else 0, logits.shape[-1] - 1)
-            scores = score(scoring, logits, inside, weights, biases, drops=first.form.drops)
+            scores = score(scoring, logits, ids, weights, biases, drops=first.form.drops)
             tensors |= {f"{key}.{name}": value for name, value in scores._asdict().items()}
             if forward.with_probabilities:
                 tensors[f"{key}.probabilities"] = probabilities(scoring, logits)

@@ -7,22 +7,23 @@ highest among the others. The selection score is what top-k was taken of; it may
 groups (DeepSeek-V3, arXiv 2412.19437, section 2.1.2), which the weights and the probabilities do not.
 
 It never decides which experts were chosen: that is read from the experts' call. It does not know how models are
-hooked.
+hooked, nor the arithmetic, which is `moe_probe_kernels.summary`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from moe_probe_kernels import summarise
+from moe_probe_kernels.summary import Activation, activate
+from moe_probe_kernels.summary import Scoring as KernelScoring
 
 BIAS_NAME = "e_score_correction_bias"
-Activation: TypeAlias = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 
 _TOP_K_SOFTMAX = "top-k softmax"
 _TOP_K_SIGMOID = "top-k sigmoid"
@@ -92,7 +93,6 @@ _READ = {
     "SwitchTransformersTop1Router",
     "ZayaRouter",
 }
-_LOWEST = -1e4
 _MARGIN_ROUNDING = 1e-4
 _SHARE_ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -194,7 +194,8 @@ def score(
     Args:
         scoring: how the routers score.
         logits: (layers, tokens, experts), any floating type; NaN goes through to entropy and margin.
-        ids: executed experts, (layers, tokens, slots), in range.
+        ids: executed experts, (layers, tokens, slots). One out of range is scored as the nearest expert: to find it
+            is the caller's part.
         weights: executed weights, (layers, tokens, slots).
         bias: (layers, experts) correction biases where the scoring has one.
         drops: whether ids may be -1, where a slot held no expert. The margin is then that of the others; a token
@@ -211,30 +212,16 @@ def score(
         >>> scores.entropy.item(), scores.margin.item()
         (1.5, 0.25)
     """
-    given, logits = logits, _logits(scoring, logits)
-    activated, entropy = _activate(scoring, logits)
-    selection = logits if scoring.of_logits else activated
-    if scoring.in_its_type:
-        selection = _ACTIVATIONS[scoring.activation](given)
-        selection = selection.float() if scoring.skips else selection  # Zaya adds its bias in float32 always
-    elif bias is not None:
-        bias = bias.float()
-    if bias is not None:
-        selection = selection + bias.unsqueeze(1)
-    selection = selection.to(weights.dtype).float() if scoring.rounded else selection.float()
-    if scoring.n_groups > 1:
-        selection = _masked_to_groups(selection, scoring)
-    if scoring.skips:
-        ids = torch.where(ids < 0, logits.shape[-1] - 1, ids)
-    elif drops:
-        best = selection.argmax(dim=-1, keepdim=True)
-        best = torch.where((ids < 0).all(dim=-1, keepdim=True), best, ids.amax(dim=-1, keepdim=True))
-        ids = torch.where(ids < 0, best, ids)  # an empty slot repeats another, which changes no extreme
-    chosen = selection.gather(-1, ids).amin(dim=-1)
-    passed_over = selection.scatter(-1, ids, -math.inf).amax(dim=-1)
-    # A scoring that was read needs no proof.
-    share_error = logits.new_zeros(len(logits)) if scoring.known else _share_error(activated, ids, weights)
-    return Scores(entropy / math.log(2), chosen - passed_over, share_error)
+    told = summarise(
+        logits,
+        ids,
+        _restated(scoring, weights.dtype),
+        bias=bias,
+        weights=None if scoring.known else weights,  # a scoring that was read needs no proof
+        drops=drops,
+    )
+    error = told.share_error
+    return Scores(told.entropy, told.margin, told.entropy.new_zeros(len(logits)) if error is None else error)
 
 
 def probabilities(scoring: Scoring, logits: torch.Tensor) -> torch.Tensor:
@@ -252,7 +239,7 @@ def probabilities(scoring: Scoring, logits: torch.Tensor) -> torch.Tensor:
         >>> probabilities(Scoring("sigmoid", False, True, 1, 1, True), torch.tensor([[[0.5, 0.25, 0.25]]]).logit())
         tensor([[[0.5000, 0.2500, 0.2500]]])
     """
-    activated, _ = _activate(scoring, _logits(scoring, logits))
+    activated, _ = activate(logits, _restated(scoring, logits.dtype))
     if scoring.activation != "softmax":
         activated = activated / activated.sum(dim=-1, keepdim=True)
     # One number that is none leaves none of the others with a meaning.
@@ -275,49 +262,18 @@ def explains(
     return n_slots > 1 and share_error <= _SHARE_ROUNDING.get(weight_dtype, 1e-2)
 
 
-def _logits(scoring: Scoring, returned: torch.Tensor) -> torch.Tensor:
-    """Return logits in float32, of what a router returned in their place."""
-    return returned.float().log() if scoring.of_probabilities else returned.float()
-
-
-def _activate(scoring: Scoring, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return activated float32 logits, (layers, tokens, experts), and the entropy of their shares in nats."""
-    if scoring.activation == "softmax":
-        # The bound keeps a masked logit, −inf, from making 0·(−inf); its exponential is 0 already.
-        shifted = (logits - logits.amax(dim=-1, keepdim=True)).clamp_min(_LOWEST)
-        activated = shifted.exp()
-        total = activated.sum(dim=-1, keepdim=True)
-        # ln Σeˣ − Σ x·eˣ / Σeˣ, without the 0·ln 0 of p·ln p where a probability underflows
-        entropy = total.log() - (activated * shifted).sum(dim=-1, keepdim=True) / total
-        activated = activated / total
-    else:
-        activated = _ACTIVATIONS[scoring.activation](logits)
-        total = activated.sum(dim=-1, keepdim=True)
-        entropy = total.log() + torch.special.entr(activated).sum(dim=-1, keepdim=True) / total
-    return activated, entropy.squeeze(-1)
-
-
-_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "softmax": lambda logits: logits.softmax(dim=-1),
-    "sigmoid": torch.sigmoid,
-    "sqrtsoftplus": lambda logits: functional.softplus(logits).sqrt(),  # DeepSeek-V4's affinities
-}
-
-
-def _masked_to_groups(selection: torch.Tensor, scoring: Scoring) -> torch.Tensor:
-    """Return selection scores with −inf in the groups whose best experts do not add up to enough."""
-    grouped = selection.view(*selection.shape[:-1], scoring.n_groups, -1)  # (layers, tokens, groups, experts in it)
-    group_scores = grouped.topk(min(scoring.best_of_group, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
-    kept = group_scores.topk(scoring.n_kept_groups, dim=-1).indices
-    hidden = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
-    return grouped.masked_fill(hidden.unsqueeze(-1), -math.inf).flatten(-2)
-
-
-def _share_error(activated: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return how far a token's weights are at most from being in proportion to its activated logits, (layers,)."""
-    shares = activated.gather(-1, ids)
-    shares = shares / shares.sum(dim=-1, keepdim=True)
-    weights = weights.float()
-    errors = (weights / weights.sum(dim=-1, keepdim=True) - shares).abs()
-    # Logits that are no numbers are told of by themselves.
-    return errors.masked_fill(shares.isnan(), 0).amax(dim=(1, 2))
+def _restated(scoring: Scoring, weight_dtype: torch.dtype) -> KernelScoring:
+    """Return a scoring in the kernels' words; they know no kinds of routers."""
+    narrow = weight_dtype in (torch.float16, torch.bfloat16)
+    return KernelScoring(
+        activation=scoring.activation,
+        of_logits=scoring.of_logits,
+        of_probabilities=scoring.of_probabilities,
+        n_groups=scoring.n_groups,
+        # A router that makes no use of its groups may still say how many it would keep.
+        n_kept_groups=scoring.n_kept_groups if scoring.n_groups > 1 else 1,
+        best_of_group=scoring.best_of_group,
+        skips=scoring.skips,
+        in_its_type=scoring.in_its_type,
+        rounded_to=weight_dtype if scoring.rounded and narrow else None,
+    )

@@ -7,8 +7,11 @@
 | `parquet` | the tables of a shard as Parquet files, and what a shard says of itself |
 | `files` | reading with clear errors, writing without halves |
 | `writer` | the order in which a run is written, and the lock |
+| `counted`, `totals` | the same for a run that holds counts only: writing it, and its one file of counts |
+| `clusters` | the number that a document's cluster follows from |
 | `run`, `document` | reading: whole, by shard, by document |
 | `columns` | routing columns as arrays |
+| `categories` | a label of a shard as numbers that stand for its values |
 | `views` | SQL |
 
 Nothing here knows torch.

@@ -54,6 +54,7 @@ from moe_probe.store.columns import (
 from moe_probe.store.document import NO_WEIGHTS, DocumentRouting
 from moe_probe.store.files import read_footer, read_json
 from moe_probe.store.shards import METADATA_KEY
+from moe_probe.store.totals import LabelTotals, read_set, read_shards
 
 
 def open_run(path: str | Path) -> Run:
@@ -76,6 +77,15 @@ def open_run(path: str | Path) -> Run:
     missing = [key for key in ("routers", "labels", "shards", "complete", "corpus") if key not in manifest]
     if missing:
         raise RunError(f"{path / MANIFEST_FILE}: has no {missing[0]!r}; is this a run of moe_probe?")
+    if manifest.get("counts_only"):
+        # What was counted says of which shards: a kill may have come between it and the manifest.
+        shards = read_shards(path)
+        if len(shards) < len(manifest["shards"]):
+            raise RunError(
+                f"{path}: {MANIFEST_FILE} says that {len(manifest['shards'])} shard(s) were counted, and the counts are"
+                f" of {len(shards)}; trace again with --resume"
+            )
+        manifest["shards"] = [{"number": number, "rows": rows} for number, (rows, _) in sorted(shards.items())]
     return Run(path, manifest)
 
 
@@ -89,6 +99,7 @@ class Run:
         with_scores: for each router, whether its entropy and margin are known.
         with_weights: for each router, whether its weights are known; they are in every run that was traced.
         with_probabilities: for each router, whether its whole distribution over experts was recorded.
+        counts_only: whether the run holds counts in the place of tokens; whatever needs a token is then refused.
         labels: the label sets of its tokens.
         shards: numbers of the shards that are whole, in order.
     """
@@ -102,6 +113,7 @@ class Run:
         self.with_scores: list[bool] = [router["scores"] for router in manifest["routers"]]
         self.with_weights: list[bool] = [router.get("weights", True) for router in manifest["routers"]]
         self.with_probabilities: list[bool] = [router.get("probabilities", False) for router in manifest["routers"]]
+        self.counts_only = bool(manifest.get("counts_only", False))
         self.labels = [LabelSet(**label) for label in manifest["labels"]]
         self._rows: dict[int, int] = {shard["number"]: shard["rows"] for shard in manifest["shards"]}
         self.shards = sorted(self._rows)
@@ -176,11 +188,13 @@ class Run:
 
     def entropy(self, layer: int | None = None, *, router: int | None = None) -> Floats | None:
         """Return the entropy of a router's scores in bits, (tokens,), or None where they are not known."""
+        self.need_tokens("the entropy of tokens")
         index = self.router_index(layer, router)
         return self._score(index, entropy_column(index))
 
     def margin(self, layer: int | None = None, *, router: int | None = None) -> Floats | None:
         """Return how far the last chosen selection score was above the first unchosen one, (tokens,), or None."""
+        self.need_tokens("the margin of tokens")
         index = self.router_index(layer, router)
         return self._score(index, margin_column(index))
 
@@ -196,6 +210,7 @@ class Run:
         Raises:
             RunError: if the run was traced without probabilities.
         """
+        self.need_tokens("the probabilities of tokens")
         chosen = self.routers[self.router_index(layer, router)]
         if not any("probabilities" in one for one in self.manifest["routers"]) and self.shards:
             raise RunError(f"{self.path}: the run has no probabilities; trace anew with --probabilities")
@@ -266,6 +281,8 @@ class Run:
         known = [*(label.name for label in self.labels), "phase"]
         if name not in known:
             raise BadInputError(f"label {name!r}: the run has {', '.join(known)}; add it with moe-probe label")
+        if self.counts_only:
+            return list(self.totals(name).labels) if self.shards else []
         values: set[str] = set()
         for shard in self.iter_shards():
             values.update(shard.tokens([name])[name].unique().to_list())
@@ -278,6 +295,29 @@ class Run:
             BadInputError: if there is none, or `layer` means two.
         """
         return find_router(self.routers, layer, router)
+
+    def totals(self, label: str) -> LabelTotals:
+        """Return what was counted of a label set in a run that holds counts only; `counts.load_counts` reads it.
+
+        Raises:
+            RunError: if the counts are damaged, are of other shards, or have no such label set.
+        """
+        return read_set(self.path, label, self.routers, self.shards)
+
+    def need_tokens(self, what: str) -> None:
+        """Refuse what cannot be told of counts alone.
+
+        Args:
+            what: it, for the message.
+
+        Raises:
+            RunError: if the run holds counts only.
+        """
+        if self.counts_only:
+            raise RunError(
+                f"{self.path}: {what} cannot be had, for the run holds counts only, and no tokens, experts or weights;"
+                " trace again without --counts-only"
+            )
 
     def _repr_html_(self) -> str:
         """Show a card of what the run holds in a notebook."""
@@ -345,6 +385,7 @@ class Run:
 
     def _check(self, number: int) -> None:
         """Refuse a shard whose files do not have the rows that the manifest says."""
+        self.need_tokens("rows of tokens (tokens, experts, weights, a document, SQL)")
         if number in self._checked:
             return
         probabilities = [probabilities_file(number)] * any(self.with_probabilities)

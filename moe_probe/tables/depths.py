@@ -120,6 +120,7 @@ def transitions(run: Run) -> pl.DataFrame:
         The columns of transitions.csv. Cells that no token is in and in which fewer than 5 are expected are left out,
         as are pairs with a router of more than 1,024 experts. (Routers of 1,024 experts have 2^20 cells.)
     """
+    run.need_tokens("the table transitions")
     rows: TokenRows | None = None
     frames = []
     for router, following, counts in iter_transition_counts(run):
@@ -149,6 +150,7 @@ def paths(run: Run, *, layers: Sequence[int] | None = None, top: int = TOP) -> p
     Raises:
         BadInputError: `layers` names none, one without a router, or some with routers in between; `top` is below 1.
     """
+    run.need_tokens("the table paths")
     routers = _routers_of(run, layers)
     if top < 1:
         raise BadInputError(f"top {top}: keep 1 path or more")

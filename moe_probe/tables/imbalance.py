@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from moe_probe.counts import ExpertLoads, iter_expert_loads, load_counts, load_scores, wide_routers
+from moe_probe.counts import ExpertLoads, Scores, iter_expert_loads, load_counts, load_scores, wide_routers
 from moe_probe.measures.balance import load_balance
 from moe_probe.measures.verdicts import DEAD, UNSEEN
 from moe_probe.tables.columns import LAYER, ROUTER, SLOT, TOKENS, Column
@@ -16,7 +16,6 @@ from moe_probe.tables.load import expert_verdicts
 from moe_probe.tables.rows import ANY_SLOT, router_rows, stack_rows
 
 if TYPE_CHECKING:
-    from moe_probe.counts import Scores
     from moe_probe.store import Run
 
 BALANCE_COLUMNS = (
@@ -99,8 +98,8 @@ def balance(run: Run) -> pl.DataFrame:
         run: an open run.
 
     Returns:
-        The columns of balance.csv. Entropy and margin are null where the model gives no scores; all measures are where
-        every slot was dropped.
+        The columns of balance.csv. Entropy and margin are null where the model gives no scores, and in a run that holds
+        counts only; all measures are where every slot was dropped.
     """
     if wide_routers(run):
         pairs = zip(iter_expert_loads(run), load_scores(run), strict=True)
@@ -109,7 +108,8 @@ def balance(run: Run) -> pl.DataFrame:
     if counts.n == 0:
         return stack_rows(BALANCE_COLUMNS, [])
     frames = []
-    for router, clustered, scores in zip(run.routers, counts.clustered, load_scores(run), strict=True):
+    all_scores = [Scores(None, None) for _ in run.routers] if run.counts_only else load_scores(run)
+    for router, clustered, scores in zip(run.routers, counts.clustered, all_scores, strict=True):
         by_expert = clustered.sum(axis=2)  # (clusters, experts)
         load = by_expert.sum(axis=0)
         measured = load_balance(load)

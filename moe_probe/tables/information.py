@@ -174,12 +174,15 @@ def specialisation(run: Run, label: str = "upos", *, seed: int = 0, within: bool
 
     Returns:
         A row a router and domain, those over all documents first; null where there are too few types or labels to
-        measure. Domains without a labelled word have no rows.
+        measure. Domains without a labelled word have no rows. A run that holds counts only has rows over all documents,
+        with what is said over occurrences; the rest is null.
 
     Raises:
         BadInputError: the run has no such label.
     """
     find_label(run, label)
+    if run.counts_only:
+        return stack_rows(SPECIALISATION_COLUMNS, list(_rows_over_occurrences(run, label)))
     domains = [None, *(find_domains(run, label) if within else ())]
     given = _given_tokens(run, label, domains, seed)
     frames = [frame for domain in domains for frame in _domain_rows(run, label, domain, given, seed)]
@@ -218,6 +221,15 @@ def _domain_rows(
             row |= _columns(told, "given_token_bits", "given_token")
             row |= {"given_token_p": told.p, "given_token_n": told.n}
         row |= {"label_set": label, "domain": domain or ALL_DOMAINS, "cluster_unit": counts.cluster_unit}
+        yield router_rows(router, FIRST_CHOICE, WORDS, {}, row)
+
+
+def _rows_over_occurrences(run: Run, label: str) -> Iterator[pl.DataFrame]:
+    """A row for each router, of what needs no word types."""
+    counts = load_counts(run, label, int(FIRST_CHOICE), WORDS)
+    for router in run.routers if counts.n else ():
+        row = _occurrence_columns(counts.clustered[router.index][:, :, tagged(counts)])
+        row |= {"label_set": label, "domain": ALL_DOMAINS, "cluster_unit": counts.cluster_unit}
         yield router_rows(router, FIRST_CHOICE, WORDS, {}, row)
 
 

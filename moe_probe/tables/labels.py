@@ -123,11 +123,13 @@ def label_table(run: Run, label: str, *, domain: str | None = None, within: bool
 
     Returns:
         The columns of syntax.csv, a row for every expert and label, those that never met included; rows over all
-        documents come first.
+        documents come first. Of a run that holds counts only these are all, and none is called specialised, for it has
+        no word types to test.
 
     Raises:
         BadInputError: the run has no such label or domain.
     """
+    within = within and not run.counts_only
     domains = [domain] if domain is not None else [None, *(find_domains(run, label) if within else ())]
     frames = [frame for name in domains for frame in _domain_rows(run, label, name)]
     if not frames:
@@ -198,6 +200,11 @@ def _type_tests(
     run: Run, label: str, domain: str | None, labels: Sequence[str]
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Yield each router's z and p of the test over types, (experts, labels) in the order of `labels`."""
+    if run.counts_only:
+        for router in run.routers:
+            nothing = np.full((router.n_experts, len(labels)), np.nan)
+            yield nothing, nothing
+        return
     types = load_type_counts(run, label, domain=domain)
     place = {name: index for index, name in enumerate(labels)}
     kept = [index for index, name in enumerate(types.labels) if name in place]

@@ -136,6 +136,7 @@ def expert_names(run: Run, *, tables: Mapping[str, pl.DataFrame] | None = None) 
     Returns:
         A row an expert, those that no token came to included; no row for a run without tokens.
     """
+    run.need_tokens("the table experts")
     counts = load_counts(run, "phase", ANY_SLOT, "all")
     if counts.n == 0 or not run.routers:
         return stack_rows(EXPERT_COLUMNS, [])

@@ -123,6 +123,7 @@ def repetition(run: Run, *, seed: int = 0) -> pl.DataFrame:
     Returns:
         The columns of repetition.csv, rows over all documents first; null where there is no pair to measure.
     """
+    run.need_tokens("the table repetition")
     rows = load_rows(run)
     parts = list(_parts(run, rows))
     by_part: dict[str, list[pl.DataFrame]] = {part.domain: [] for part in parts}

@@ -78,6 +78,8 @@ def pair_runs(run_a: Run, run_b: Run, labels: Sequence[str] = ()) -> Pair:
         BadInputError: their routers or their tokens differ, or run_a has no such label.
         RunError: a label is missing on some token.
     """
+    for run in (run_a, run_b):
+        run.need_tokens("a comparison token by token")
     for label in labels:
         find_label(run_a, label)
     _refuse_other_routers(run_a, run_b)

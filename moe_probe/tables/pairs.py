@@ -89,6 +89,7 @@ def coactivation(run: Run, *, adjacent: bool = False) -> pl.DataFrame:
         The columns of coactivation.csv, each pair once. Routers with more than 1,024 experts, or that send no token to
         two, have no rows.
     """
+    run.need_tokens("the table coactivation")
     frames = []
     for router, counts in iter_coactivation_counts(run, adjacent=adjacent):
         frame = _router_pairs(router, counts, adjacent)

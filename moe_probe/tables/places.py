@@ -67,6 +67,7 @@ def position(run: Run) -> pl.DataFrame:
     Returns:
         The columns of position.csv. Routers with more than 1,024 experts have no rows of shares.
     """
+    run.need_tokens("the table position")
     rows = load_rows(run)
     frame = rows.frame
     kept = np.flatnonzero(frame["window_position"].to_numpy() >= schema.SINK_POSITIONS)

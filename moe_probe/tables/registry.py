@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from moe_probe.counts import wide_routers
+from moe_probe.counts import load_counts, wide_routers
+from moe_probe.errors import RunError
 from moe_probe.tables.columns import Column
 from moe_probe.tables.depths import PATH_COLUMNS, TRANSITION_COLUMNS, paths, transitions
 from moe_probe.tables.distances import DIVERGENCE_COLUMNS, divergence
@@ -50,6 +51,18 @@ _OF_EVERY_RUN = (
 )
 _OF_LOADS = ("load", "balance", "repetition", "position", "coactivation", "transitions", "paths")
 """The tables that can be made whatever the number of experts."""
+_OF_TOKENS = (
+    "experts",
+    "repetition",
+    "position",
+    "coactivation",
+    "transitions",
+    "paths",
+    "vocabulary",
+    "vocabulary_summary",
+    "affinity",
+)
+"""The tables that a run which holds counts only does not have."""
 _TAKEN = (*_OF_EVERY_RUN, "columns", "tokens", "syntax", "run")
 
 
@@ -66,9 +79,11 @@ def tables_of(run: Run) -> list[Table]:
     """Return every table of a run, none of them made yet.
 
     A label's table is made once, also where the experts' names ask for it again. In a run with a router of more than
-    16,384 experts there are none that hold a number for each expert and label, token or domain.
+    16,384 experts there are none that hold a number for each expert and label, token or domain; in one that holds
+    counts only, none that needs tokens, see `tables_left_out`.
     """
-    labels = [label_set.name for label_set in run.labels]
+    left_out = tables_left_out(run)
+    labels = [label_set.name for label_set in run.labels if label_file(label_set.name) not in left_out]
 
     @cache
     def of_label(label: str) -> pl.DataFrame:
@@ -96,7 +111,29 @@ def tables_of(run: Run) -> list[Table]:
         Table("affinity", AFFINITY_COLUMNS, partial(affinity, run)),
         *([Table("divergence", DIVERGENCE_COLUMNS, partial(divergence, run))] if "domain" in labels else []),
     ]
+    every = [table for table in every if table.file not in left_out]
     return [table for table in every if table.file in _OF_LOADS] if wide_routers(run) else every
+
+
+def tables_left_out(run: Run) -> tuple[str, ...]:
+    """Return the files of the tables that cannot be made because a run holds counts only.
+
+    Those of labels that too few documents have are among them.
+    """
+    if not run.counts_only:
+        return ()
+    labels = (label_set.name for label_set in run.labels)
+    return (*_OF_TOKENS, *(label_file(label) for label in labels if not _is_counted(run, label)))
+
+
+def _is_counted(run: Run, label: str) -> bool:
+    """Say whether the counts of a label can be had as tables need them: over its usual tokens, and over words."""
+    try:
+        load_counts(run, label)
+        load_counts(run, label, 0, "word_initial")
+    except RunError:
+        return False
+    return True
 
 
 def _empty() -> dict[str, type[pl.DataType]]:

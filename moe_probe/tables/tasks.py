@@ -127,6 +127,7 @@ def affinity(run: Run, *, p: float = 0.2, by: str = DOMAIN_OF_DOCUMENT) -> pl.Da
     Raises:
         BadInputError: `p` is out of range, the run has no such label, or it has a router of more than 16,384 experts.
     """
+    run.need_tokens("the table affinity")
     refuse_wide(run, "affinity")
     if not 0 < p <= 1:
         raise BadInputError(f"p {p!r}: the part that the experts must reach lies above 0 and is at most 1")

@@ -141,6 +141,7 @@ def vocabulary(run: Run, *, floor: int = VOCABULARY_FLOOR, seed: int = 0) -> pl.
     Returns:
         The columns of vocabulary.csv, the commonest token of each router first.
     """
+    run.need_tokens("the table vocabulary")
     types = _types(run)
     frames = []
     for words in _iter_words(run, types, floor, seed):
@@ -170,6 +171,7 @@ def vocabulary_summary(run: Run, *, floor: int = VOCABULARY_FLOOR, seed: int = 0
     Returns:
         A row a router, with `expert` null, and one for each of its experts; null where there are too few tokens.
     """
+    run.need_tokens("the table vocabulary_summary")
     types = _types(run)
     rows: list[dict[str, object]] = []
     for words in _iter_words(run, types, floor, seed):

@@ -11,6 +11,7 @@
 | `batches`, `forward` | windows to batches, batches through the model |
 | `rows` | token rows and labels |
 | `shard` | one shard, from its text to its tables: the same whoever makes it |
+| `counting`, `counted` | counts of assignments by label as the model goes, and a shard that is nothing else |
 | `work` | the shards still to be made, and how they reach the disk |
 | `pipeline` | makes them here, with threads beside the model |
 | `probabilities` | how much room whole distributions over experts take |

@@ -8,8 +8,9 @@ hashed, nor what a count means. The first four positions of each window are not 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,12 @@ import torch
 
 from moe_probe.errors import RoutingError
 from moe_probe.schema import DROPPED, NOT_WORDS, SINK_POSITIONS, UNTAGGED, LabelSet, Router
+from moe_probe.store.clusters import N_CLUSTERS
+from moe_probe.store.totals import ANY_SLOT, WORD_INITIAL, LabelTotals
 from moe_probe_kernels import Tally, Way
 
-N_CLUSTERS = 64
-ANY_SLOT = "any"
 _ALL, _WORD_INITIAL = "all", "word_initial"
-_FIRST_LABELS = 32
+_FIRST_LABELS = 4
 """Labels that there is room for at first; it doubles."""
 
 Codes = npt.NDArray[np.int64]
@@ -50,8 +51,9 @@ class Counted:
 class Counter:
     """Adds up what was executed, batch by batch.
 
-    The first choice is counted apart from the later ones, so that `counted` knows the slots "any" and 0. The counts of
-    a label set take 8 bytes for each router, expert, label and cluster, four times.
+    The first choice is counted apart from the later ones, so that `counted` knows the slots "any" and 0; of label sets
+    in `apart` each slot is. The counts of a label set take 8 bytes for each router, expert, label and cluster, four
+    times, or where each slot is counted apart twice as often as there are slots.
     """
 
     def __init__(
@@ -60,14 +62,19 @@ class Counter:
         label_sets: Sequence[LabelSet],
         clusters: npt.NDArray[np.integer],
         device: torch.device | str = "cpu",
+        *,
+        first: int = 0,
+        apart: Collection[str] = (),
     ) -> None:
         """Begin with nothing counted.
 
         Args:
             routers: where the model chooses experts.
             label_sets: the labels of the tokens that are to be counted.
-            clusters: (documents,) the cluster of each document, 0 to 63, by its number.
+            clusters: (documents,) the cluster of each document, 0 to 63, by its number less `first`.
             device: where the experts will be.
+            first: the number of the first document.
+            apart: the names of the label sets of which each slot is counted apart.
 
         Raises:
             ValueError: if a cluster is none of the 64.
@@ -75,8 +82,10 @@ class Counter:
         if clusters.size and not 0 <= int(clusters.min()) <= int(clusters.max()) < N_CLUSTERS:
             raise ValueError(f"clusters from {clusters.min()} to {clusters.max()}: they are 0 to {N_CLUSTERS - 1}")
         self.routers = tuple(routers)
-        self.ran: Way | None = None
+        self.ran: Way | Literal["numpy"] | None = None
         self._clusters = clusters.astype(np.int64)
+        self._first = first
+        self._apart = frozenset(apart)
         self._device = torch.device(device)
         self._stacks = _stacks(self.routers)
         self._sets = {one.name: _SetCounts(one, len(clusters)) for one in label_sets}
@@ -96,12 +105,18 @@ class Counter:
         self._check(experts, tokens.num_rows)
         if not tokens.num_rows:
             return
-        documents = _numbers(tokens, "document")
+        documents = _numbers(tokens, "document") - self._first
         no_sink = _numbers(tokens, "window_position") >= SINK_POSITIONS
         initial = tokens.column("word_initial").to_numpy(zero_copy_only=False).astype(np.bool_)
-        stacked = [torch.stack([experts[router] for router in stack]) for stack in self._stacks]
+        on_host = self._device.type == "cpu"
+        stacked = [] if on_host else [torch.stack([experts[router] for router in stack]) for stack in self._stacks]
         for name, counts in self._sets.items():
             cells = counts.add(tokens.column(name), documents, self._clusters[documents], no_sink, initial)
+            if on_host:
+                self.ran = "numpy"
+                for number, stack in enumerate(self._stacks):
+                    _add_on_host(self._tally(name, number), [experts[router].numpy() for router in stack], cells)
+                continue
             on_device = self._sent(cells)
             for number, ids in enumerate(stacked):
                 self.ran = self._tally(name, number).add(ids, on_device, dropped=DROPPED)
@@ -111,39 +126,49 @@ class Counter:
 
         Args:
             label: the name of the label set.
-            slot: "any", or 0 for the first choice.
+            slot: "any", 0 for the first choice, or a further one where `LabelTotals.slots` has it.
             tokens: "all" or "word_initial"; by default word-initial for labels that cut the text into words, else all.
 
         Raises:
             RoutingError: if an expert was executed that does not exist.
             ValueError: if there is no such label set, or it was not counted so.
         """
-        if label not in self._sets or slot not in (ANY_SLOT, 0) or tokens not in (None, _ALL, _WORD_INITIAL):
+        totals = self.totals(label) if label in self._sets else None
+        slots = [ANY_SLOT] if totals is None else totals.slots(self.routers)
+        if totals is None or slot not in slots or tokens not in (None, _ALL, _WORD_INITIAL):
             raise ValueError(
-                f"label {label!r}, slot {slot!r}, tokens {tokens!r}: counted were {', '.join(self._sets)}, slots 'any' "
-                f"and 0, tokens {_ALL} and {_WORD_INITIAL}"
+                f"label {label!r}, slot {slot!r}, tokens {tokens!r}: counted were {', '.join(self._sets)}, slots "
+                f"{', '.join(map(str, slots))}, tokens {_ALL} and {_WORD_INITIAL}"
             )
+        label_set = self._sets[label].label_set
+        tokens = tokens or (_WORD_INITIAL if label_set.word_level else _ALL)
+        found = totals.select(slot, tokens == _WORD_INITIAL)
+        return Counted(label_set, slot, tokens, found.labels, found.clustered, found.n, found.documents)
+
+    def totals(self, label: str) -> LabelTotals:
+        """Return all that was counted of a label set; waits for the device.
+
+        Raises:
+            KeyError: if there is no such label set.
+            RoutingError: if an expert was executed that does not exist.
+        """
         counts = self._sets[label]
-        tokens = tokens or (_WORD_INITIAL if counts.label_set.word_level else _ALL)
-        classes = slice(1, 2) if tokens == _WORD_INITIAL else slice(0, 2)
-        rows = counts.rows[classes].sum(axis=0)
-        labels, places = counts.sorted_labels(rows)
-        clustered: dict[int, npt.NDArray[np.int64]] = {}
+        labels, places = counts.sorted_labels(counts.rows.sum(axis=0))
+        tables: dict[int, npt.NDArray[np.int64]] = {}
         for number, stack in enumerate(self._stacks):
             tally = self._tally(label, number)
             self._refuse_strays(tally, stack)
-            found = self._by_class(tally)[:, : 1 if slot == 0 else 2, classes].sum(dim=(1, 2)).cpu().numpy()
+            found = self._by_class(tally)[:, :, :, :, places].cpu().numpy()
             for place, router in enumerate(stack):
-                # (clusters, labels, experts) to (clusters, experts, labels)
-                clustered[router] = np.ascontiguousarray(found[place][:, places].swapaxes(1, 2))
-        return Counted(
-            label_set=counts.label_set,
-            slot=slot,
-            tokens=tokens,
-            labels=labels,
-            clustered=tuple(clustered[index] for index in range(len(self.routers))),
-            n=int(rows.sum()),
-            documents=np.flatnonzero(counts.documents[classes].any(axis=0)),
+                # (planes, kinds, clusters, labels, experts) to (planes, kinds, clusters, experts, labels)
+                tables[router] = np.ascontiguousarray(found[place].swapaxes(3, 4))
+        others, initial = (np.flatnonzero(seen) + self._first for seen in counts.documents)
+        assert WORD_INITIAL == 1, "the axis of two is in this order"
+        return LabelTotals(
+            labels,
+            tuple(tables[index] for index in range(len(self.routers))),
+            counts.rows[:, places],
+            (others, initial),
         )
 
     def _check(self, experts: Sequence[torch.Tensor], n_tokens: int) -> None:
@@ -166,7 +191,8 @@ class Counter:
         """Return the tally of a label set and a stack of routers, with room for the labels seen so far."""
         room = self._sets[name].room
         first = self.routers[self._stacks[stack][0]]
-        shape = (len(self._stacks[stack]), min(2, first.n_slots), 2 * N_CLUSTERS * room, first.n_experts)
+        planes = first.n_slots if name in self._apart else min(2, first.n_slots)
+        shape = (len(self._stacks[stack]), planes, 2 * N_CLUSTERS * room, first.n_experts)
         held = self._tallies.get((name, stack))
         if held is None or held.counts.shape[2] < shape[2]:
             larger = Tally(*shape, device=self._device)
@@ -256,6 +282,33 @@ def _stacks(routers: Sequence[Router]) -> list[list[int]]:
     for router in routers:
         stacks[router.n_experts, router.n_slots].append(router.index)
     return list(stacks.values())
+
+
+def _add_on_host(tally: Tally, experts: Sequence[npt.NDArray[np.signedinteger]], cells: Codes) -> None:
+    """Add as `Tally.add` does, several times as fast as torch on a processor.
+
+    Args:
+        tally: of the routers.
+        experts: for each router (slots, tokens).
+        cells: (tokens,) -1 where a token is not counted.
+    """
+    _, n_planes, n_cells, n_experts = tally.counts.shape
+    counted = np.flatnonzero(cells >= 0)
+    starts = cells[counted] * n_experts
+    nowhere = n_cells * n_experts
+    for place, of_router in enumerate(experts):
+        for slot, ids in enumerate(of_router):
+            executed = ids if len(counted) == len(ids) else ids[counted]
+            codes = starts + executed
+            outside = (executed < 0) | (executed >= n_experts)
+            if outside.any():
+                tally.strays[place] += int(np.count_nonzero(outside & (executed != DROPPED)))
+                codes[outside] = nowhere
+            total = tally.counts[place, min(slot, n_planes - 1)].view(-1).numpy()
+            if 8 * len(codes) < nowhere:  # fewer additions than there are counts
+                np.add.at(total, codes[~outside], 1)
+            else:
+                total += np.bincount(codes, minlength=nowhere + 1)[:nowhere]
 
 
 def _numbers(tokens: pa.Table, name: str) -> Codes:

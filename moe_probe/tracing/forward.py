@@ -192,8 +192,9 @@ def open_forward(
     surprisal: bool,
     stopwatch: Stopwatch,
     probabilities: bool = False,
+    scores: bool = True,
 ) -> Iterator[ForwardPass]:
-    """Record a model while the block is open.
+    """Record a model while the block is open; without `scores`, no entropy and margin.
 
     Raises:
         UnsupportedModelError: if its routers cannot be read, or its head is no plain one and surprisal is wanted.
@@ -204,7 +205,7 @@ def open_forward(
     clock = _Clock(stopwatch, lm.device)
     handle = decoder(lm).register_forward_hook(clock.model_ended)  # before the recorder's, which sorts and sends
     try:
-        with record(lm.model, probabilities=probabilities) as recording:
+        with record(lm.model, entropy=scores, probabilities=probabilities) as recording:
             # Probabilities of many experts are too large to wait.
             held_bytes = HELD_BYTES if lm.device.type == "cuda" and not probabilities else 0
             yield ForwardPass(lm, windowing, prefix, surprisal, recording, clock, held_bytes)

@@ -19,6 +19,8 @@ from moe_probe.labels import Labeller
 from moe_probe.models import LanguageModel
 from moe_probe.recording.routers import find_routers
 from moe_probe.schema import Router, expert_bits
+from moe_probe.store.clusters import FEWEST_DOCUMENTS
+from moe_probe.store.counted import CountsWriter
 from moe_probe.store.plan import Layout, Windowing, lay_out, plan_json, shard_rows_for
 from moe_probe.store.writer import RunWriter
 from moe_probe.tracing.batches import group
@@ -35,6 +37,7 @@ from moe_probe.watching import Cancelled, OnProgress, Watch
 
 _BATCH_TOKENS_ON_CPU = 2_048
 _BATCH_TOKENS_ELSEWHERE = 16_384
+_MOST_EXPERTS = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,7 @@ class Job:
 
     def carry_out(
         self,
-        writer: RunWriter,
+        writer: RunWriter | CountsWriter,
         spool: Spool,
         corpus: Corpus,
         settings: Mapping[str, object],
@@ -78,8 +81,11 @@ class Job:
 
         Raises:
             RunError: if the run that is there was made from something else.
+            BadInputError: if counts alone are to be kept of too few documents.
         """
         recipe = self.recipe
+        if recipe.counts_only:
+            _check_documents(corpus)
         shard_rows = self.shard_rows
         if shard_rows is None:
             width = _bytes_per_row(self.routers) + recipe.probabilities * probabilities_bytes(1, self.routers)
@@ -91,6 +97,7 @@ class Job:
             "special": recipe.windowing.special,
             "surprisal": recipe.surprisal,
             **({"probabilities": True} if recipe.probabilities else {}),
+            **({"counts_only": True} if recipe.counts_only else {}),
             **settings,
             "batch_tokens": recipe.batch_tokens,
             "shard_rows": shard_rows,
@@ -106,7 +113,11 @@ class Job:
         if generation is not None:
             made_from["generation"] = generation
             further = {"generation": generation, "seed": generation["seed"]}
-        writer.publish_plan(plan_json(made_from, layout))
+        plan = plan_json(made_from, layout)
+        if isinstance(writer, CountsWriter):
+            writer.publish_plan(plan, self.routers)
+        else:
+            writer.publish_plan(plan)
         if writer.is_complete() and len(writer.shards) == len(layout.shards):  # a damaged one may have been deleted
             self._tell_profile(0)
             return
@@ -132,6 +143,7 @@ class Job:
             self.on_profile(self.stopwatch.profile(n_tokens))
 
     def _make_shards(self, work: Work) -> None:
+        nothing_to_do = not work.todo
         self.watch.begin("tracing", work.rows_done, work.rows)
         try:
             if self.recipe.probabilities:
@@ -142,7 +154,7 @@ class Job:
                 work.publish()
             if not isinstance(stopped, Cancelled):
                 raise
-        if not work.layout.shards:  # a corpus without tokens
+        if nothing_to_do:  # a corpus without tokens, or a kill came between the last shard and the manifest
             work.publish()
 
 
@@ -162,18 +174,28 @@ def open_job(
     cancel: threading.Event | None,
     engine: Engine | None = None,
     probabilities: bool = False,
+    counts_only: bool = False,
 ) -> Job:
     """Check what a trace is asked to do, before anything is read.
 
     Raises:
         BadInputError: a label or a number cannot be used, or the model has no router that can be read.
     """
+    for name, asked in (("surprisal", surprisal), ("probabilities", probabilities)):
+        if counts_only and asked:
+            raise BadInputError(
+                f"counts_only=True with {name}=True: it is kept of each token, and no token is; leave one out"
+            )
     stopwatch = Stopwatch()
     if batch_tokens is None:
         batch_tokens = _BATCH_TOKENS_ON_CPU if lm.device.type == "cpu" else _BATCH_TOKENS_ELSEWHERE
-    recipe = Recipe(windowing, encoder.prefix, tuple(labels), language, tagger, batch_tokens, surprisal, probabilities)
+    recipe = Recipe(
+        windowing, encoder.prefix, tuple(labels), language, tagger, batch_tokens, surprisal, probabilities, counts_only
+    )
     labellers = recipe.open_labellers()
     routers = find_routers(lm.model)
+    if counts_only:
+        _check_experts(routers)
     group([], windowing, batch_tokens)  # refuses a wrong number before anything is read
     watch = Watch(on_progress, cancel or threading.Event())
     return Job(lm, encoder, recipe, labellers, routers, shard_rows, watch, stopwatch, on_profile, engine or run_here)
@@ -196,6 +218,30 @@ def check_context(lm: LanguageModel, context: int) -> int:
             f"context {context}: {lm.name} was made for {lm.context} tokens at once; use at most {lm.context}"
         )
     return context
+
+
+def _check_experts(routers: Sequence[Router]) -> None:
+    """Refuse to count by label what has a number of experts beyond that, as `counts` does."""
+    for router in routers:
+        if router.n_experts > _MOST_EXPERTS:
+            raise BadInputError(
+                f"counts_only=True: router {router.index} ({router.name}) has {router.n_experts:,} experts, and counts"
+                f" by label are kept of up to {_MOST_EXPERTS:,}; trace without"
+            )
+
+
+def _check_documents(corpus: Corpus) -> None:
+    """Refuse too few documents: what is counted by documents would be of none, and there are no tokens to count anew.
+
+    Raises:
+        BadInputError: naming how many there are.
+    """
+    n_documents = sum(n_tokens > 0 for n_tokens in corpus.token_counts)
+    if n_documents < FEWEST_DOCUMENTS:
+        raise BadInputError(
+            f"counts_only=True: {n_documents} document(s) with a token, and counts are kept by documents, of which they"
+            f" need {FEWEST_DOCUMENTS} or more; give more documents, or trace without"
+        )
 
 
 def _bytes_per_row(routers: Sequence[Router]) -> int:

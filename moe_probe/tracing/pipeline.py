@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from moe_probe.tracing.counted import Executed
 from moe_probe.tracing.profile import IDLE, LABEL, WRITE
 from moe_probe.tracing.rows import ShardText
 from moe_probe.tracing.shard import Routed, ShardTracer, open_shard_tracer
@@ -95,7 +96,7 @@ def _label(work: Work, tracer: ShardTracer, text: Future[ShardText], stop: threa
         return tracer.rows.make(text.result(), stop)  # read before by this same thread
 
 
-def _write(work: Work, tracer: ShardTracer, text: ShardText, routed: Routed, tokens: pa.Table) -> None:
+def _write(work: Work, tracer: ShardTracer, text: ShardText, routed: Routed | Executed, tokens: pa.Table) -> None:
     with work.stopwatch.part(WRITE):
         work.commit(tracer.finish(text, routed, tokens))
 

@@ -8,7 +8,7 @@ where a batch was halved, the lowest bits of some weights may be others, and the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,11 +19,12 @@ import pyarrow as pa
 from moe_probe.errors import BadInputError, RoutingError
 from moe_probe.labels import Labeller, open_labeller
 from moe_probe.models import LanguageModel
-from moe_probe.schema import check_label_name
+from moe_probe.schema import LabelSet, check_label_name
 from moe_probe.store.plan import Windowing
 from moe_probe.store.shards import ProbabilityBlock, RoutingBlock
 from moe_probe.store.writer import ShardFacts
 from moe_probe.tracing.batches import group, place
+from moe_probe.tracing.counted import CountedShard, Executed, count_shard
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.forward import ForwardPass, Outcome, open_forward
 from moe_probe.tracing.profile import COPY, Stopwatch
@@ -51,6 +52,7 @@ class Recipe:
     batch_tokens: int
     surprisal: bool
     probabilities: bool = False
+    counts_only: bool = False
 
     def open_labellers(self) -> dict[str, Labeller]:
         """Return the labeller of each label, and of `phase`.
@@ -86,11 +88,12 @@ class ShardTracer:
     """
 
     recipe: Recipe
+    label_sets: Sequence[LabelSet]
     rows: RowMaker
     forward: ForwardPass
     stopwatch: Stopwatch
 
-    def trace(self, text: ShardText) -> TracedShard:
+    def trace(self, text: ShardText) -> TracedShard | CountedShard:
         """Return a shard.
 
         Raises:
@@ -100,37 +103,47 @@ class ShardTracer:
         tokens = self.rows.make(text, threading.Event())
         return self.finish(text, self.run_model(text), tokens)
 
-    def run_model(self, text: ShardText, step: Callable[[int], None] | None = None) -> Routed:
+    def run_model(self, text: ShardText, step: Callable[[int], None] | None = None) -> Routed | Executed:
         """Run the model over a shard; `step` hears after each batch how many rows are done."""
         windowing = self.recipe.windowing
         ids_of = {number: encoded.ids for number, encoded in text.documents.items()}
         rows = sum(window.rows(windowing) for window in text.windows)
-        routed: Routed | None = None
+        routed: Routed | Executed | None = None
         groups = group(place(text.windows, windowing), windowing, self.recipe.batch_tokens)
         for outcome in self.forward.run(groups, ids_of):
             with self.stopwatch.part(COPY):
                 if routed is None:
-                    routed = _open_routed(outcome, rows, self.forward.self_check, self.recipe.probabilities)
+                    routed = self._open(outcome, rows)
                 routed.fill(outcome)
+                if outcome.halved and _HALVED not in routed.warnings:
+                    routed.warnings.append(_HALVED)
             if step is not None:
                 step(routed.filled)
         assert routed is not None, "a shard has a window at least"
         return routed
 
-    def finish(self, text: ShardText, routed: Routed, tokens: pa.Table) -> TracedShard:
+    def _open(self, outcome: Outcome, rows: int) -> Routed | Executed:
+        """Make room for a shard whose first batch is there."""
+        if self.recipe.counts_only:
+            return Executed(outcome.routing.routers, rows, self.forward.self_check)
+        return _open_routed(outcome, rows, self.forward.self_check, self.recipe.probabilities)
+
+    def finish(self, text: ShardText, routed: Routed | Executed, tokens: pa.Table) -> TracedShard | CountedShard:
         """Put both halves of a shard together.
 
         Raises:
             RoutingError: if the model did not see every row once.
         """
+        if routed.filled != tokens.num_rows:
+            raise RoutingError(
+                f"shard {text.number}: {routed.filled} rows were traced of {tokens.num_rows}; this is a fault, please"
+                " report it"
+            )
+        if isinstance(routed, Executed):
+            return count_shard(text, tokens, routed, self.label_sets)
         if routed.surprisal is not None:
             tokens = with_surprisal(tokens, routed.surprisal)
         block = routed.block
-        if routed.filled != block.n_rows:
-            raise RoutingError(
-                f"shard {text.number}: {routed.filled} rows were traced of {block.n_rows}; this is a fault, please"
-                " report it"
-            )
         shares = routed.probabilities
         known, flagged = (shares.known, shares.flagged) if shares else ((), 0)
         facts = ShardFacts(tuple(block.scores), routed.self_check, tuple(routed.warnings), known, flagged)
@@ -155,7 +168,9 @@ def open_shard_tracer(
         UnsupportedModelError: the model's routers cannot be read, or it has no plain head where surprisal is wanted.
     """
     stopwatch = stopwatch or Stopwatch()
-    rows = RowMaker(encoder, recipe.windowing, recipe.open_labellers())
+    labellers = recipe.open_labellers()
+    rows = RowMaker(encoder, recipe.windowing, labellers)
+    label_sets = [labeller.label_set for labeller in labellers.values()]
     with open_forward(
         lm,
         recipe.windowing,
@@ -163,8 +178,9 @@ def open_shard_tracer(
         surprisal=recipe.surprisal,
         stopwatch=stopwatch,
         probabilities=recipe.probabilities,
+        scores=not recipe.counts_only,
     ) as forward:
-        yield ShardTracer(recipe, rows, forward, stopwatch)
+        yield ShardTracer(recipe, label_sets, rows, forward, stopwatch)
 
 
 @dataclass(eq=False)
@@ -197,8 +213,6 @@ class Routed:
         if self.surprisal is not None and outcome.surprisal is not None:
             self.surprisal[rows] = outcome.surprisal
         self.filled += len(rows)
-        if outcome.halved and _HALVED not in self.warnings:
-            self.warnings.append(_HALVED)
 
 
 def _open_routed(outcome: Outcome, rows: int, self_check: str, with_probabilities: bool) -> Routed:

@@ -15,6 +15,7 @@ from moe_probe.cluster import choose_engine
 from moe_probe.corpus import Input
 from moe_probe.errors import MoeProbeError
 from moe_probe.models import LanguageModel
+from moe_probe.store.counted import CountsWriter
 from moe_probe.store.plan import Windowing
 from moe_probe.store.run import Run, open_run
 from moe_probe.store.writer import SPOOL_FILE, RunWriter
@@ -44,6 +45,7 @@ def trace(
     special: bool = False,
     surprisal: bool = False,
     probabilities: bool = False,
+    counts_only: bool = False,
     shard_rows: int | None = None,
     resume: bool = False,
     on_progress: OnProgress | None = None,
@@ -77,6 +79,9 @@ def trace(
         surprisal: record each token's surprisal in bits given the tokens before it in its window.
         probabilities: record every router's whole distribution over its experts too, 2 bytes a token and expert. A
             token with a router whose logits are no numbers is then flagged in a warning, not an error.
+        counts_only: keep counts of assignments by expert, label and cluster of documents, and nothing of a token: the
+            run grows with labels and documents, not with tokens. Load, balance, label tables, divergence and the part
+            of specialisation that needs no word types can be told of it, of five documents or more.
         shard_rows: rows in a shard at most; if None chosen from the corpus' size and the width of a row.
         resume: go on with a run that is there; without one, start.
         on_progress: called after each batch.
@@ -118,13 +123,15 @@ def trace(
         shard_rows=shard_rows,
         surprisal=surprisal,
         probabilities=probabilities,
+        counts_only=counts_only,
         on_progress=on_progress,
         on_profile=on_profile,
         cancel=cancel,
         engine=chosen,
     )
     documents = stream_documents(inputs, language)
-    with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
+    opened = CountsWriter(out, resume=resume) if counts_only else RunWriter(out, resume=resume)
+    with opened as writer, Spool(writer.path / SPOOL_FILE) as spool:
         growing = read_corpus(encoder.encode(documents), list(job.labellers.values()), spool, max_tokens)
         with job.stopwatch.part(READ):
             corpus = _read(job.watch, growing)

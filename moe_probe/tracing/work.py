@@ -13,8 +13,10 @@ from typing import TypeAlias
 from moe_probe.errors import RoutingError
 from moe_probe.models import LanguageModel
 from moe_probe.schema import Router
+from moe_probe.store.counted import CountsWriter
 from moe_probe.store.plan import Layout, shard_windows
 from moe_probe.store.writer import RunWriter
+from moe_probe.tracing.counted import CountedShard
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.profile import Stopwatch
 from moe_probe.tracing.rows import ShardText
@@ -45,7 +47,7 @@ class Work:
     watch: Watch
     stopwatch: Stopwatch
     spool: Spool
-    writer: RunWriter
+    writer: RunWriter | CountsWriter
     publish: Callable[[], None]
 
     @property
@@ -69,7 +71,7 @@ class Work:
         documents = self.spool.read(windows[0].document, windows[-1].document + 1)
         return ShardText(number, {encoded.number: encoded for encoded in documents}, windows)
 
-    def commit(self, shard: TracedShard) -> None:
+    def commit(self, shard: TracedShard | CountedShard) -> None:
         """Put a shard on the disk and publish it. In any order; one thread at a time; each shard once.
 
         Raises:
@@ -77,10 +79,15 @@ class Work:
             MoeProbeError: if the disk is full.
         """
         self._check_scores(shard)
-        self.writer.write_shard(shard.number, shard.tokens, shard.routing, shard.facts, shard.probabilities)
+        if isinstance(shard, CountedShard):
+            assert isinstance(self.writer, CountsWriter), "shards are made by the recipe that the writer was opened for"
+            self.writer.add_shard(shard.number, shard.rows, shard.facts, shard.sets)
+        else:
+            assert isinstance(self.writer, RunWriter), "shards are made by the recipe that the writer was opened for"
+            self.writer.write_shard(shard.number, shard.tokens, shard.routing, shard.facts, shard.probabilities)
         self.publish()
 
-    def _check_scores(self, shard: TracedShard) -> None:
+    def _check_scores(self, shard: TracedShard | CountedShard) -> None:
         known, scores = self.writer.scores, shard.facts.scores
         if known is None or scores == known:
             return
