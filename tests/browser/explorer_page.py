@@ -78,4 +78,5 @@ def click_cell(page: Page, x: float, y: float, key: str | None = None) -> None:
     )
     page.mouse.move(at[0] - 3, at[1] - 2)
     page.mouse.move(*at)
+    page.wait_for_timeout(100)  # what is clicked is what the chart saw the mouse on, and it looks twenty times a second
     page.mouse.click(*at)
