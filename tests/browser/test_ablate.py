@@ -26,7 +26,7 @@ def main(page: Page) -> Locator:
 def open_text(page: Page, server: str, text: str) -> None:
     page.goto(f"{server}/ablate?run=small")
     page.get_by_role("textbox", name="Text").fill(text)
-    page.get_by_text("Tag parts of speech").click()
+    page.get_by_text("Tag English words").click()
     page.get_by_role("button", name="Open the text").click()
     expect(page.get_by_role("toolbar", name="Experts of layer 0")).to_be_visible(timeout=LONG)
 

@@ -67,7 +67,7 @@ def test_from_opening_a_run_to_the_same_view_in_a_fresh_browser(
 
     go_to(page, "Ablate")
     page.get_by_role("textbox", name="Text").fill("In 1887 the old lighthouse was sold.")
-    page.get_by_text("Tag parts of speech").click()
+    page.get_by_text("Tag English words").click()
     page.get_by_role("button", name="Open the text").click()
     experts = page.get_by_role("toolbar", name=re.compile("Experts of layer"))
     expect(experts).to_be_visible(timeout=LONG)

@@ -120,7 +120,7 @@ def pasted_source() -> Source | None:
         left, middle, right = st.columns([2, 2, 2], vertical_alignment="bottom")
         model = left.selectbox("Model", range(len(models)), format_func=models.__getitem__, key="ablate_model")
         precision = middle.selectbox("Precision of the experts", list(PRECISIONS), key="ablate_precision")
-        english = right.checkbox("Tag parts of speech", value=True, help="For English text", key="ablate_english")
+        english = right.checkbox("Tag English words", value=True, key="ablate_english")
         if not st.form_submit_button("Open the text", type="primary", key="ablate_open"):
             return None
     if not text.strip():
