@@ -54,7 +54,7 @@ def test_no_page_has_a_serious_violation(
     context.close()
 
 
-STOPS = 10
+STOPS = 4
 # What is focused, through shadow roots, and a name for it.
 FOCUSED = """
 () => {
