@@ -25,10 +25,23 @@ PAGES = {
 """Each page's path, and what stands on it once it is drawn."""
 
 
+# What is drawn anew loses the focus.
+STILL = """
+() => new Promise((done) => {
+    let timer;
+    const wait = () => { clearTimeout(timer); timer = setTimeout(() => { watch.disconnect(); done(); }, 400); };
+    const watch = new MutationObserver(wait);
+    watch.observe(document.body, { childList: true, subtree: true });
+    wait();
+})
+"""
+
+
 def open_page(page: Page, server: str, path: str) -> None:
     page.goto(f"{server}/{path}?run=small&document=0&layer=1")
     expect(page.locator(PAGES[path]).first).to_be_visible()
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    page.evaluate(STILL)
 
 
 def serious(page: Page) -> list[str]:
@@ -54,7 +67,7 @@ def test_no_page_has_a_serious_violation(
     context.close()
 
 
-STOPS = 4
+STOPS = 10
 # What is focused, through shadow roots, and a name for it.
 FOCUSED = """
 () => {
