@@ -210,9 +210,11 @@ def _of_files() -> dict[str, Rival]:
     return {
         "pyarrow": lambda path: pj.read_json(path, pj.ReadOptions(block_size=16 << 20)),
         "Polars": lambda path: pl.read_ndjson(path),
-        "DuckDB": lambda path: duckdb.sql(
-            f"from read_json('{path}', format='newline_delimited', maximum_object_size=100000000)"
-        ).to_arrow_table(),
+        "DuckDB": lambda path: (
+            duckdb.connect(config={"enable_progress_bar": False})
+            .sql(f"from read_json('{path}', format='newline_delimited', maximum_object_size=100000000)")
+            .to_arrow_table()
+        ),
     }
 
 
@@ -397,6 +399,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("names", nargs="*", help=f"of {'; '.join(NAMES)}")
     chosen = parser.parse_args()
+    duckdb.execute("set enable_progress_bar = false")
     if unknown := set(chosen.names) - set(NAMES):
         parser.error(f"no such format: {', '.join(sorted(unknown))}")
     print(f"a row is a token in a layer: {SLOTS} of {EXPERTS} experts, {LAYERS} layers, documents of {TOKENS} tokens")

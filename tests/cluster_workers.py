@@ -5,10 +5,32 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import ray
+
 from moe_probe.cluster.worker import Greeting, Worker
+
+
+@contextmanager
+def local_cluster() -> Iterator[str]:
+    """Give the address of Ray on this machine, connected to; its workers find the modules of the tests."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent))
+        ray.init(
+            address="local",
+            num_cpus=3,
+            object_store_memory=100_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
 
 
 class Mortal:

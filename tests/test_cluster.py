@@ -21,7 +21,7 @@ import pytest
 import ray
 import torch
 import traced_models
-from cluster_workers import Mortal, attempts, begun
+from cluster_workers import Mortal, attempts, begun, local_cluster
 from traced_models import files_of
 
 import moe_probe as mp
@@ -77,19 +77,8 @@ def undisturbed(lm, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Ray on this machine, which this process is connected to; its workers find the modules of the tests."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent))
-        ray.init(
-            address="local",
-            num_cpus=3,
-            object_store_memory=100_000_000,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with local_cluster() as address:
+        yield address
 
 
 def workers() -> list[psutil.Process]:

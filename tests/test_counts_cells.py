@@ -19,7 +19,6 @@ from moe_probe.counts.selection import Selection, find_label, label_codes
 from moe_probe.errors import BadInputError, RunError
 from moe_probe.relabelling import relabel
 from moe_probe.store import open_run
-from moe_probe.store.categories import read_categories
 from moe_probe.store.clusters import name_hash
 
 
@@ -148,7 +147,7 @@ def test_categories_are_the_texts_of_a_file_in_any_form(tmp_path):
     plain = table.set_column(table.column_names.index("kind"), "kind", pa.array(values, pa.string()))
     for options in ({}, {"use_dictionary": False}, {"row_group_size": 300}, {"dictionary_pagesize_limit": 500}):
         pq.write_table(plain, path, **options)
-        found = read_categories(next(open_run(run.path).iter_shards()), "kind")
+        found = next(open_run(run.path).iter_shards()).categories("kind")
         assert found.dtype == pl.Categorical
         assert found.cast(pl.String).to_list() == values
 
@@ -157,7 +156,7 @@ def test_categories_that_cannot_be_had_are_refused(tmp_path):
     run = write_run(tmp_path / "run", [np.zeros((4, 1), int)], labels={"shape": ["x"] * 4}, shard_rows=2)
     shard = next(run.iter_shards())
     with pytest.raises(BadInputError, match="column 'xpos': the tokens have document, position"):
-        read_categories(shard, "xpos")
+        shard.categories("xpos")
     relabel(run.path, ["shape"])
     half = pq.read_table(run.path / schema.tokens_file(1))
     made = half.replace_schema_metadata({b"moe_probe": b'{"labels": {"shape": "another making"}}'})
@@ -165,8 +164,8 @@ def test_categories_that_cannot_be_had_are_refused(tmp_path):
     stale = open_run(run.path)
     shards = list(stale.iter_shards())
     with pytest.raises(RunError, match="label 'shape' is of two makings"):
-        read_categories(shards[0], "shape")
-    assert read_categories(shards[0], "phase").cast(pl.String).to_list() == ["prompt"] * 2
+        shards[0].categories("shape")
+    assert shards[0].categories("phase").cast(pl.String).to_list() == ["prompt"] * 2
     (run.path / schema.tokens_file(0)).write_bytes(b"PAR1 and nothing else")
     with pytest.raises(RunError, match=r"tokens/part-000000\.parquet: "):
-        read_categories(shards[0], "phase")
+        shards[0].categories("phase")

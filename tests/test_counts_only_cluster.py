@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import ray
 import torch
 import traced_models
-from cluster_workers import Mortal, attempts
+from cluster_workers import Mortal, attempts, local_cluster
 from counted_documents import OPTIONS, documents
 from traced_models import files_of
 
@@ -22,20 +21,9 @@ pytestmark = pytest.mark.prove  # a minute on two cores
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine; its workers find the modules of the tests."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent))
-        ray.init(
-            address="local",
-            num_cpus=3,
-            object_store_memory=100_000_000,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    yield
-    ray.shutdown()
+def cluster() -> Iterator[str]:
+    with local_cluster() as address:
+        yield address
 
 
 def test_the_workers_counts_are_the_local_ones_byte_for_byte_also_where_one_dies(cluster, tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from moe_probe import schema
 from moe_probe.counts.cache import Source
 from moe_probe.counts.filters import Filter
 from moe_probe.errors import BadInputError, RunError
-from moe_probe.store.categories import read_categories
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard
@@ -113,7 +112,7 @@ def cache_file(run: Run, name: str) -> Path:
 
 
 def _checked(shard: Shard, label: str) -> pl.Series:
-    values = read_categories(shard, label)
+    values = shard.categories(label)
     if values.null_count():
         raise RunError(
             f"{shard.run.path}: {schema.tokens_file(shard.number)} has rows without a value of the label "

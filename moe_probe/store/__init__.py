@@ -9,16 +9,16 @@
 | `writer` | the order in which a run is written, and the lock |
 | `counted`, `totals` | the same for a run that holds counts only: writing it, and its one file of counts |
 | `clusters` | the number that a document's cluster follows from |
-| `run`, `document` | reading: whole, by shard, by document |
+| `run`, `part`, `document` | reading: whole, by shard, by document |
 | `columns` | routing columns as arrays |
-| `categories` | a label of a shard as numbers that stand for its values |
 | `views` | SQL |
 
 Nothing here knows torch.
 """
 
 from moe_probe.store.document import DocumentRouting
-from moe_probe.store.run import Run, Shard, open_run
+from moe_probe.store.part import Shard
+from moe_probe.store.run import Run, open_run
 from moe_probe.store.writer import RunWriter, ShardFacts
 
 __all__ = ["DocumentRouting", "Run", "RunWriter", "Shard", "ShardFacts", "open_run"]

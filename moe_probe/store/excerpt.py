@@ -13,7 +13,8 @@ from moe_probe.errors import BadInputError
 from moe_probe.schema import entropy_column, routing_columns, routing_file
 from moe_probe.store.columns import expert_columns, weight_columns
 from moe_probe.store.document import DocumentRouting
-from moe_probe.store.run import Run, _slice, _stacked
+from moe_probe.store.part import read_rows, stacked
+from moe_probe.store.run import Run
 
 
 def read_routing(
@@ -53,10 +54,10 @@ def read_routing(
     for number, first, count in run._parts(row):
         begin, end = max(start - before, 0), min(stop - before, count)
         if begin < end:
-            parts.append(_slice(run.path / routing_file(number), columns, first + begin, end - begin))
+            parts.append(read_rows(run.path / routing_file(number), columns, first + begin, end - begin))
         before += count
     schema = {name: kind for name, kind in run._routing_schema().items() if name in columns}
-    return DocumentRouting(row["document"], row["name"], tuple(run.routers), pl.DataFrame(), _stacked(parts, schema))
+    return DocumentRouting(row["document"], row["name"], tuple(run.routers), pl.DataFrame(), stacked(parts, schema))
 
 
 def _columns(run: Run, routers: Collection[int] | None) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_probe.errors import BadInputError, RunError
@@ -33,7 +31,6 @@ from moe_probe.schema import (
     entropy_column,
     expert_bits,
     margin_column,
-    probabilities_column,
     probabilities_file,
     routing_columns,
     routing_file,
@@ -47,12 +44,12 @@ from moe_probe.store.columns import (
     expert_columns,
     experts_of,
     find_router,
-    probabilities_of,
     weight_columns,
     weights_of,
 )
 from moe_probe.store.document import NO_WEIGHTS, DocumentRouting
 from moe_probe.store.files import read_footer, read_json
+from moe_probe.store.part import Shard, read_rows, stacked
 from moe_probe.store.shards import METADATA_KEY
 from moe_probe.store.totals import LabelTotals, read_set, read_shards
 
@@ -161,7 +158,7 @@ class Run:
         Raises:
             BadInputError: if there is no such column.
         """
-        return _stacked([shard.tokens(columns) for shard in self.iter_shards()], self._token_schema(columns))
+        return stacked([shard.tokens(columns) for shard in self.iter_shards()], self.token_schema(columns))
 
     def experts(self, layer: int | None = None, *, router: int | None = None) -> Ints:
         """Return the experts of a router, (tokens, slots): slot 0 is the first choice; -1 where a slot held none.
@@ -226,16 +223,17 @@ class Run:
             BadInputError: if the run has no such document.
         """
         row = self._find(document)
-        routed = self._routing_columns()
+        routed = self.routing_columns()
         routing = [
-            _slice(self.path / routing_file(number), routed, first, count) for number, first, count in self._parts(row)
+            read_rows(self.path / routing_file(number), routed, first, count)
+            for number, first, count in self._parts(row)
         ]
         return DocumentRouting(
             number=row["document"],
             name=row["name"],
             routers=tuple(self.routers),
             tokens=self.document_tokens(document),
-            routing=_stacked(routing, self._routing_schema()),
+            routing=stacked(routing, self._routing_schema()),
         )
 
     def document_tokens(self, document: int | str, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -244,13 +242,13 @@ class Run:
         Raises:
             BadInputError: if the run has no such document or column.
         """
-        schema = self._token_schema(columns)
+        schema = self.token_schema(columns)
         parts = [
-            _slice(self.path / tokens_file(number), list(schema), first, count)
+            read_rows(self.path / tokens_file(number), list(schema), first, count)
             for number, first, count in self._parts(self._find(document))
         ]
-        self._refuse_stale(schema)
-        return _stacked(parts, schema)
+        self.refuse_stale(schema)
+        return stacked(parts, schema)
 
     def iter_shards(self) -> Iterator[Shard]:
         """Yield the shards that the manifest lists, in order, each checked before it is read."""
@@ -379,8 +377,8 @@ class Run:
     def _connection(self) -> duckdb.DuckDBPyConnection:
         for number in self.shards:
             self._check(number)
-        self._refuse_stale(self.token_columns)
-        routed = self._routing_columns()
+        self.refuse_stale(self.token_columns)
+        routed = self.routing_columns()
         return views.connect(self.path, self.shards, self.routers, self.token_columns, routed)
 
     def _check(self, number: int) -> None:
@@ -404,14 +402,15 @@ class Run:
         made = json.loads((footer.metadata or {}).get(METADATA_KEY, b"{}")).get("labels", {})
         self._stale |= {label.name for label in self.labels if made.get(label.name, label.source) != label.source}
 
-    def _refuse_stale(self, columns: Collection[str]) -> None:
+    def refuse_stale(self, columns: Collection[str]) -> None:
+        """Raise `RunError` for a label whose relabelling was cut short, so that shards have it of two makings."""
         for name in sorted(self._stale & set(columns)):
             raise RunError(
                 f"{self.path}: label {name!r} is of two makings, for a relabelling was cut short;"
                 f" finish it with moe-probe label {self.path} --with {name}"
             )
 
-    def _token_schema(self, columns: Sequence[str] | None) -> dict[str, pl.DataType]:
+    def token_schema(self, columns: Sequence[str] | None) -> dict[str, pl.DataType]:
         """Return the types of some columns, for a run without rows."""
         types: dict[str, pl.DataType] = dict.fromkeys(TOKEN_COLUMNS, pl.Int32())
         types |= dict.fromkeys(("token", "text", "phase", *(label.name for label in self.labels)), pl.String())
@@ -423,13 +422,13 @@ class Run:
 
     def _routing_schema(self) -> dict[str, pl.DataType]:
         """Return the types of the routing columns, for a document without rows."""
-        types: dict[str, pl.DataType] = dict.fromkeys(self._routing_columns(), pl.Float32())
+        types: dict[str, pl.DataType] = dict.fromkeys(self.routing_columns(), pl.Float32())
         for router in self.routers:
             kind = {8: pl.UInt8(), 16: pl.UInt16(), 32: pl.UInt32()}[expert_bits(router.n_experts)]
             types |= dict.fromkeys(expert_columns(router), kind)
         return types
 
-    def _routing_columns(self) -> list[str]:
+    def routing_columns(self) -> list[str]:
         """Return the columns of the routing files."""
         return routing_columns(self.routers, self.with_scores, self.with_weights)
 
@@ -438,43 +437,3 @@ class Run:
             return None
         parts = [shard.routing([column])[column].to_numpy() for shard in self.iter_shards()]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One part of a run: `rows` tokens."""
-
-    run: Run
-    number: int
-    rows: int
-
-    def tokens(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return a row a token: all columns, or those named."""
-        wanted = list(self.run._token_schema(columns))
-        self.run._refuse_stale(wanted)
-        return pl.read_parquet(self.run.path / tokens_file(self.number), columns=wanted, glob=False).select(wanted)
-
-    def routing(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return a row a token: experts (unsigned, null where dropped), weights and scores (float32)."""
-        wanted = list(columns) if columns is not None else self.run._routing_columns()
-        frame = pl.read_parquet(self.run.path / routing_file(self.number), columns=wanted, glob=False)
-        return frame.select(wanted).cast({pl.Float16: pl.Float32})
-
-    def probabilities(self, router: Router) -> Floats:
-        """Return the distribution over its experts of a router that has one, (tokens, experts); see `Run`."""
-        path = self.run.path / probabilities_file(self.number)
-        try:
-            table = pq.read_table(path, columns=[probabilities_column(router.index)], partitioning=None)
-            return probabilities_of(table.column(0), router)
-        except (OSError, pa.ArrowException, RunError) as error:
-            raise RunError(f"{path}: {error}") from error
-
-
-def _slice(path: Path, columns: Sequence[str], first: int, count: int) -> pl.DataFrame:
-    """Return some rows of a file; Polars decodes only the row groups that they lie in."""
-    rows = pl.scan_parquet(path, glob=False).select(columns).slice(first, count).collect()
-    return rows.cast({pl.Float16: pl.Float32})
-
-
-def _stacked(frames: Sequence[pl.DataFrame], schema: dict[str, pl.DataType]) -> pl.DataFrame:
-    return pl.concat(frames) if frames else pl.DataFrame(schema=schema)

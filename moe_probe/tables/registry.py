@@ -51,18 +51,8 @@ _OF_EVERY_RUN = (
 )
 _OF_LOADS = ("load", "balance", "repetition", "position", "coactivation", "transitions", "paths")
 """The tables that can be made whatever the number of experts."""
-_OF_TOKENS = (
-    "experts",
-    "repetition",
-    "position",
-    "coactivation",
-    "transitions",
-    "paths",
-    "vocabulary",
-    "vocabulary_summary",
-    "affinity",
-)
-"""The tables that a run which holds counts only does not have."""
+_OF_COUNTS = ("load", "balance", "specialisation", "divergence")
+"""Those that a run which holds counts only has, besides the tables of its labels."""
 _TAKEN = (*_OF_EVERY_RUN, "columns", "tokens", "syntax", "run")
 
 
@@ -123,7 +113,8 @@ def tables_left_out(run: Run) -> tuple[str, ...]:
     if not run.counts_only:
         return ()
     labels = (label_set.name for label_set in run.labels)
-    return (*_OF_TOKENS, *(label_file(label) for label in labels if not _is_counted(run, label)))
+    of_tokens = (name for name in _OF_EVERY_RUN if name not in _OF_COUNTS)
+    return (*of_tokens, *(label_file(label) for label in labels if not _is_counted(run, label)))
 
 
 def _is_counted(run: Run, label: str) -> bool:
