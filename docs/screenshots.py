@@ -53,7 +53,7 @@ SHOTS = (
     Shot("coactivation", {"layer": "1"}),
     Shot("paths", {"layer": "1"}),
     Shot("compare", {"layer": "4"}),
-    Shot("ablate", {"layer": "1"}, "button"),
+    Shot("ablate", {"layer": "1"}, "[data-testid=stMain] button"),
     Shot("trace", {}, "textarea"),
     Shot("runs", {}, "[data-testid=stDataFrame], table"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from counted_documents import OPTIONS, documents
 from streamlit.testing.v1 import AppTest
 
 import moe_probe as mp
+from moe_probe import schema
 from moe_probe.cli import main
 from moe_probe.tables import divergence, label_table
 from moe_probe.tracing import trace
@@ -65,6 +68,39 @@ def test_other_pages_say_that_there_are_counts_only(root: Path, name: str) -> No
     assert "the run holds counts only" in said
 
 
+@pytest.mark.parametrize("name", ["layers", "syntax", "domains"])
+def test_no_page_asks_for_a_click_that_would_lead_to_no_text(root: Path, name: str) -> None:
+    page = app_pages.open_page(name, run="counted")
+    assert "Click" not in written(page)
+    assert not any(chart.proto.selection_mode for chart in page.get("plotly_chart"))
+
+
+def test_runs_says_that_counts_are_all_there_is(root: Path) -> None:
+    said = written(app_pages.open_page("runs", run="counted"))
+    assert "<dt>Kept</dt><dd>counts only: no text" in said
+    assert not [name for name in ("Text", "Weights", "Entropy and margin") if f"<dt>{name}</dt>" in said]
+
+
+def test_a_run_of_counts_without_labels_is_to_be_traced_again(root: Path) -> None:
+    folder = root / "plain"
+    shutil.copytree(root / "counted", folder)
+    manifest = json.loads((folder / schema.MANIFEST_FILE).read_text())
+    (folder / schema.MANIFEST_FILE).write_text(json.dumps(manifest | {"labels": []}))
+    for name in ("syntax", "runs"):
+        said = written(app_pages.open_page(name, run="plain"))
+        assert "moe-probe trace … --counts-only --labels upos,shape" in said
+        assert "moe-probe label" not in said
+
+
+def test_what_a_page_refuses_wears_the_stylesheet(root: Path) -> None:
+    page = AppTest.from_file(str(app_pages.PAGES / "main.py"), default_timeout=60)
+    page.query_params["run"] = "counted"
+    page.run()
+    assert "the run holds counts only" in written(page)
+    (style,) = page._tree[2].get("html")  # markup without anything to see goes to a part of its own
+    assert ".mp-callout" in style.proto.body
+
+
 def test_the_command_line_traces_counts_and_refuses_what_needs_tokens(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +114,10 @@ def test_the_command_line_traces_counts_and_refuses_what_needs_tokens(
     assert "leave out --counts-only" in capsys.readouterr().err
     assert _status(["info", str(tmp_path / "run")]) == 0
     assert "counts only" in capsys.readouterr().out
+    assert _status(["export", str(tmp_path / "run"), "--out", str(tmp_path / "csv")]) == 0
+    (left_out,) = (line for line in capsys.readouterr().err.splitlines() if "left out" in line)
+    assert "experts" in left_out
+    assert "coactivation" in left_out
     for refused in (
         ["export", str(tmp_path / "run"), "--out", str(tmp_path / "csv"), "--tokens"],
         ["label", str(tmp_path / "run"), "--with", "code"],

@@ -95,8 +95,8 @@ def document_names(run: Run) -> list[str]:
 
 
 def has_text(run: Run) -> bool:
-    """Say whether a run holds its text; one that was imported from a trace of numbers may not."""
-    return bool(run.documents()["characters"].sum())
+    """Say whether a run holds its text; one of counts does not, nor may one imported from a trace of numbers."""
+    return not run.counts_only and bool(run.documents()["characters"].sum())
 
 
 def label_values(run: Run, label: str) -> list[str]:

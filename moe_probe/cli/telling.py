@@ -31,8 +31,8 @@ def export(
     opened = mp.open_run(run)
     for path in mp.export_csv(opened, out, tokens=tokens, format=format_):
         print(path)
-    for name in tables_left_out(opened):
-        print(f"moe-probe: left out, for the run holds counts only: {name}", file=sys.stderr)
+    if left_out := tables_left_out(opened):
+        print(f"moe-probe: left out, for the run holds counts only: {', '.join(left_out)}", file=sys.stderr)
 
 
 def report(

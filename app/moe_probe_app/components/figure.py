@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import unescape
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -26,18 +26,22 @@ def clicked(
     *,
     explained: bool = False,
     tallest: int | None = None,
-    leads_away: bool = True,
+    leads: Literal["away", "here", "nowhere"] = "away",
 ) -> dict[str, Any] | None:
     """Show a chart whose bars or cells can be clicked, and return the one that was: its `customdata`, its `x`.
 
     Args:
-        draw: makes the chart. It is not called where a click `leads_away`: the reader waits for what comes next.
+        draw: makes the chart. It is not called where a click leads away: the reader waits for what comes next.
         key: of the chart on its page.
         explained: the page has said already what is drawn and against what; of the notes, only the last line is shown.
         tallest: the most pixels that it may be high.
-        leads_away: the page is left for another one as soon as a click is told.
+        leads: "away" where the page is left for another one as soon as a click is told, "here" where it is drawn again,
+            "nowhere" where there is nothing to see behind it: the chart then only speaks, and None is returned.
     """
-    if leads_away and (told := st.session_state.get(key)) and told.selection.points:
+    if leads == "nowhere":
+        st.plotly_chart(_fit(draw(), explained=explained, tallest=tallest), key=key, config=CONFIG)
+        return None
+    if leads == "away" and (told := st.session_state.get(key)) and told.selection.points:
         return dict(told.selection.points[0])
     event: Any = st.plotly_chart(
         _fit(draw(), explained=explained, tallest=tallest),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 
 import streamlit as st
+
+from moe_probe.store import Run
 
 _STYLE = files(__package__).joinpath("pages.css")
 
@@ -17,9 +18,13 @@ def html(markup: str) -> None:
     st.html(markup)
 
 
+def style() -> None:
+    """Bring the stylesheet of all pages; done before a page is drawn, which may fail at any line."""
+    st.html(f"<style>{_STYLE.read_text(encoding='utf-8')}</style>")
+
+
 def heading(title: str, lead: str = "") -> None:
     """Show a page's heading and one sentence on what it is for."""
-    st.html(f"<style>{_STYLE.read_text(encoding='utf-8')}</style>")
     st.html(f'<header class="mp-heading"><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>')
 
 
@@ -53,11 +58,14 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, numeric: 
     st.html(f'<table class="mp-table"><thead><tr>{cells("th", columns)}</tr></thead><tbody>{body}</tbody></table>')
 
 
-def no_labels(run: Path, *, has_text: bool) -> None:
+def no_labels(run: Run, *, has_text: bool) -> None:
     """Say that a run has no labels, and how it comes by some."""
-    if has_text:
+    if run.counts_only:
+        text = "A run of counts is labelled while it is traced. Trace the text again, with labels:"
+        callout("info", "This run has no labels", text, "moe-probe trace … --counts-only --labels upos,shape")
+    elif has_text:
         text = "Add some without tracing again, and experts get names where something stands above chance:"
-        callout("info", "This run has no labels", text, f"moe-probe label {run} --with upos,shape")
+        callout("info", "This run has no labels", text, f"moe-probe label {run.path} --with upos,shape")
     else:
         text = "Labels are made from text. Import the trace again with the model's tokenizer, if it holds token ids:"
         command = "moe-probe import FORMAT TRACE --tokenizer TOKENIZER --out RUN"

@@ -171,9 +171,10 @@ def show_repetition_table(here: pl.DataFrame, measure: str) -> None:
 
 
 chosen = sidebar.choose()
-plain.heading("Domains", "Do texts of different kinds go to different experts? Click a bar to see it in the text.")
-say_what_is_missing(chosen)
 counts_only = chosen.run.counts_only
+lead = "Do texts of different kinds go to different experts?"
+plain.heading("Domains", lead if counts_only else f"{lead} Click a bar to see it in the text.")
+say_what_is_missing(chosen)
 if counts_only:
     plain.callout(
         "info",

@@ -116,7 +116,7 @@ def show_mix(chosen: Chosen, expert: int, colour: str) -> None:
     """Show which labels and which domains the expert is given; a click on a bar goes to the text."""
     names = [label_set.name for label_set in chosen.run.labels]
     if not names:
-        plain.no_labels(chosen.run.path, has_text=library.has_text(chosen.run))
+        plain.no_labels(chosen.run, has_text=library.has_text(chosen.run))
         return
     others = [name for name in names if name != "domain"]
     label = pick_label(chosen.selection.label, others) if others else None
@@ -194,7 +194,7 @@ show_mix(chosen, expert, colour)
 layer = figure.clicked(
     lambda: expert_load(library.load_table(run), expert, now.router, slot=SLOTS[now.slot], colour=colour),
     "experts_load",
-    leads_away=False,
+    leads="here",
 )
 if layer:
     selection.change(router=int(layer["customdata"][-1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import plotly.graph_objects as go
 import streamlit as st
 
@@ -15,30 +17,30 @@ TALLEST = 560
 
 
 def open_in_text(router: int, expert: int) -> None:
-    """Go to the text, at a router and an expert; a run of counts only has none, and stays on this page."""
+    """Go to the text, at a router and an expert."""
     selection.change(router=router, focus=(expert,))
-    if not run.counts_only:
-        st.switch_page("text.py")
+    st.switch_page("text.py")
 
 
 chosen = sidebar.choose()
 run, now = chosen.run, chosen.selection
 slot = SLOTS[now.slot]
-plain.heading("Layers", "How evenly is each layer's work shared out? Click a cell or a bar to see it in the text.")
+leads: Literal["away", "nowhere"] = "nowhere" if run.counts_only else "away"
+lead = "How evenly is each layer's work shared out?"
+plain.heading("Layers", f"{lead} Click a cell or a bar to see it in the text." if leads == "away" else lead)
 
 load = library.load_table(run)
 
 
 def load_heatmap() -> go.Figure:
     """Draw all layers, and say so where there are too many cells to click."""
-    drawn = charts.load_heatmap(load, slot=slot, selectable=True)
-    if len(drawn.data) == 1:
+    drawn = charts.load_heatmap(load, slot=slot, selectable=leads == "away")
+    if leads == "away" and len(drawn.data) == 1:
         plain.note("So many cells cannot be clicked: choose a layer in the sidebar, then click one of its bars.")
     return drawn
 
 
-leads_away = not run.counts_only
-cell = figure.clicked(load_heatmap, "layers_heatmap", tallest=TALLEST, leads_away=leads_away)
+cell = figure.clicked(load_heatmap, "layers_heatmap", tallest=TALLEST, leads=leads)
 if cell:
     router, expert = cell["customdata"][-2:]
     open_in_text(int(router), int(expert))
@@ -46,7 +48,7 @@ if cell:
 bar = figure.clicked(
     lambda: charts.load_histogram(load, now.router, slot=slot, focus=now.focus),
     "layers_histogram",
-    leads_away=leads_away,
+    leads=leads,
 )
 if bar:
     open_in_text(now.router, int(bar["customdata"][3]))

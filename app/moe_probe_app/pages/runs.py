@@ -57,9 +57,7 @@ def draw_provenance(run: Run) -> None:
             ),
             ("Corpus", f"{run.n_tokens:,} tokens of {run.n_documents:,} documents"),
             ("Routers", f"{len(run.routers)}: " + "; ".join(f"{k} of {e} experts, {kind}" for k, e, kind in kinds)),
-            ("Text", "held" if library.has_text(run) else "none: the trace held numbers only"),
-            ("Weights", _of_routers(run.with_weights, "only which experts were chosen is known")),
-            ("Entropy and margin", _of_routers(run.with_scores, "the routers' scores were not recorded")),
+            *_kept(run),
             ("Folder", _as_typed(run.path)),
         ]
     )
@@ -70,7 +68,7 @@ def draw_provenance(run: Run) -> None:
             [(one.name, one.source, "words" if one.word_level else "word starts and all tokens") for one in run.labels],
         )
     else:
-        plain.note("None. Add some without tracing again: moe-probe label RUN --with upos")
+        plain.no_labels(run, has_text=library.has_text(run))
 
 
 def draw_precision(run: Run) -> None:
@@ -109,6 +107,17 @@ def draw_versions(run: Run) -> None:
         plain.section("Settings")
         # Labels have a table of their own.
         plain.facts([(name.replace("_", " "), _said(value)) for name, value in made.items() if name != "labels"])
+
+
+def _kept(run: Run) -> list[tuple[str, str]]:
+    """Say what is known of each token."""
+    if run.counts_only:
+        return [("Kept", "counts only: no text, and no token's experts, weights or scores")]
+    return [
+        ("Text", "held" if library.has_text(run) else "none: the trace held numbers only"),
+        ("Weights", _of_routers(run.with_weights, "only which experts were chosen is known")),
+        ("Entropy and margin", _of_routers(run.with_scores, "the routers' scores were not recorded")),
+    ]
 
 
 def _of_routers(known: Sequence[bool], otherwise: str) -> str:

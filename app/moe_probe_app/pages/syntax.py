@@ -21,10 +21,11 @@ MOST_EXPERTS = 64  # of more, those with something to say are drawn; the table h
 
 chosen = sidebar.choose()
 run, now = chosen.run, chosen.selection
-plain.heading("Syntax", "Which kinds of token does each expert take? Click a cell to see those tokens in the text.")
+lead = "Which kinds of token does each expert take?"
+plain.heading("Syntax", lead if run.counts_only else f"{lead} Click a cell to see those tokens in the text.")
 names = [label_set.name for label_set in run.labels]
 if not names:
-    plain.no_labels(run.path, has_text=library.has_text(run))
+    plain.no_labels(run, has_text=library.has_text(run))
     st.stop()
 
 first, second, third = st.columns([2, 3, 2], vertical_alignment="bottom")
@@ -49,9 +50,16 @@ slot = SLOTS[now.slot]
 drawn = everywhere.filter(everywhere["expert"].is_in(list(now.focus))) if now.focus else everywhere
 cell = figure.clicked(
     lambda: charts.label_heatmap(
-        drawn, now.router, slot=slot, value=value, minimum_expected=minimum, selectable=True, most=MOST_EXPERTS
+        drawn,
+        now.router,
+        slot=slot,
+        value=value,
+        minimum_expected=minimum,
+        selectable=not run.counts_only,
+        most=MOST_EXPERTS,
     ),
     "syntax_heatmap",
+    leads="nowhere" if run.counts_only else "away",
 )
 if run.counts_only:
     plain.note(
@@ -64,7 +72,7 @@ elif value == "lift":
         "chance: that holds over documents, and over words. Faint: it was not shown, or there is too little text to "
         "tell; point at a cell to see which."
     )
-if cell and not run.counts_only:
+if cell:
     expert, picked = cell["customdata"][-2:]
     selection.change(focus=(int(expert),), label=label, value=str(picked), token=None)
     st.switch_page("text.py")
