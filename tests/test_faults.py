@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
+import re
 import resource
 import shutil
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -33,13 +39,22 @@ LONG_ENOUGH_SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> LanguageModel:
-    return traced_models.language_model(tmp_path_factory.mktemp("model"))
+def model(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def lm(model) -> LanguageModel:
+    return traced_models.language_model(model)
+
+
+def texts() -> list[Document]:
+    return [Document(f"d{number}", traced_models.text(50, seed=number)) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
-    return [Document(f"d{number}", traced_models.text(50, seed=number)) for number in range(6)]
+    return texts()
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +94,64 @@ def test_a_disk_that_fills_up_is_one_line_whenever_it_happens(
     assert not list(tmp_path.rglob("*.tmp"))
     trace(lm, documents, tmp_path / "run", resume=True, **OPTIONS)
     assert files_of(tmp_path / "run") == files_of(undisturbed)
+
+
+ON_A_SMALL_DISK = """
+import subprocess
+import sys
+from pathlib import Path
+
+import test_faults
+import traced_models
+from moe_probe.errors import MoeProbeError
+from moe_probe.tracing import trace
+
+model, disk, copy = map(Path, sys.argv[1:])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=72k", "tmpfs", disk], check=True)
+lm, documents = traced_models.language_model(model), test_faults.texts()
+try:
+    trace(lm, documents, disk / "run", **test_faults.OPTIONS)
+except MoeProbeError as error:
+    print(error)
+subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+trace(lm, documents, disk / "run", resume=True, **test_faults.OPTIONS)
+subprocess.run(["cp", "-r", disk / "run", copy], check=True)
+"""
+
+
+def test_a_real_disk_that_is_too_small_loses_the_open_shard_alone(model, undisturbed, tmp_path):
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("a disk of this size cannot be mounted here: unshare --user --mount is missing or not permitted")
+    (tmp_path / "disk").mkdir()
+    arguments = map(str, (model, tmp_path / "disk", tmp_path / "copy"))
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", ON_A_SMALL_DISK, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cannot be written \(no space left\); whole shards kept: [1-9]", done.stdout), done.stdout
+    assert files_of(tmp_path / "copy") == files_of(undisturbed)
+
+
+def test_a_clock_that_jumps_spoils_nothing(lm, documents, undisturbed, tmp_path, monkeypatch):
+    noon = time.time()
+    days = itertools.cycle([0, 400, -400, 3, -9_000])
+    monkeypatch.setattr(time, "time", lambda: noon + next(days) * 86_400)
+    run = tmp_path / "run"
+
+    def jump(progress: Progress) -> None:
+        for path in run.rglob("*.parquet"):
+            moment = time.time()
+            os.utime(path, (moment, moment))
+
+    trace(lm, documents, run, on_progress=jump, **OPTIONS)
+    assert files_of(run) == files_of(undisturbed)
+    times = open_run(run).manifest["times"]
+    assert times["seconds"] >= 0
+    assert times["finished"] >= times["started"]
 
 
 @pytest.mark.parametrize("name", [tokens_file(2), routing_file(2)])
