@@ -111,9 +111,10 @@ def coactivation(
     error = np.sqrt(variance, out=nothing.copy(), where=known)
     carried = effective_clusters(loads)
     geff = np.minimum.outer(carried, carried)
-    freedom = np.maximum(geff - 1, 1.0)
-    half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
-    p = 2 * stdtr(freedom, -np.abs(log_lift / error))
+    quantile = stdtrit(np.maximum(carried - 1, 1.0), (1 + CONFIDENCE) / 2)  # the fewer degrees, the greater
+    half = np.maximum.outer(quantile, quantile) * error
+    tested = known & enough_for_cells(expected, geff)
+    p = 2 * stdtr(np.maximum(geff - 1, 1.0), -np.abs(log_lift / error), out=nothing.copy(), where=tested)
     off = ~np.eye(load.size, dtype=np.bool_)
     return CoActivation(
         together=counts,
@@ -122,7 +123,7 @@ def coactivation(
         lift=lift,
         low=np.exp(log_lift - half),
         high=np.exp(log_lift + half),
-        p=np.where(enough_for_cells(expected, geff), p, np.nan),
+        p=p,
         geff=geff,
     )
 

@@ -140,18 +140,22 @@ def _centred(log_weights: NDArray[np.float64], n_slots: int) -> NDArray[np.float
 
 def _likelihood(log_weights: NDArray[np.float64], loads: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
     held = np.flatnonzero(sizes)
-    symmetric = _prefixes(np.exp(log_weights), sizes.size - 1)[-1]
+    symmetric = _prefixes(np.exp(log_weights), sizes.size - 1)[:, -1]
     return float(loads @ log_weights - sizes[held] @ np.log(symmetric[held]))
 
 
 def _prefixes(weights: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
-    """Return the elementary symmetric polynomials of the first 0, 1, 2 … weights, (experts + 1, degree + 1)."""
-    prefixes = np.zeros((weights.size + 1, degree + 1))
-    prefixes[0, 0] = 1.0
-    for index, weight in enumerate(weights):
-        prefixes[index + 1] = prefixes[index]
-        prefixes[index + 1, 1:] += weight * prefixes[index, :-1]
+    """Return the elementary symmetric polynomials of the first 0, 1, 2 … weights, (degree + 1, experts + 1)."""
+    prefixes = np.zeros((degree + 1, weights.size + 1))
+    prefixes[0] = 1.0
+    for power in range(1, degree + 1):
+        np.cumsum(weights * prefixes[power - 1, :-1], out=prefixes[power, 1:])
     return prefixes
+
+
+def _both_sides(weights: NDArray[np.float64], degree: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the polynomials of the weights before each expert, and of those from it on; one more than experts."""
+    return _prefixes(weights, degree), _prefixes(weights[::-1], degree)[:, ::-1]
 
 
 def _inclusions(
@@ -160,12 +164,12 @@ def _inclusions(
     """Return each expert's chance of being in a set of each size, (sizes, experts), and its load, (experts,)."""
     weights = np.exp(log_weights)
     degree = sizes.size - 1
-    before, after = _prefixes(weights, degree), _prefixes(weights[::-1], degree)[::-1]
+    before, after = _both_sides(weights, degree)
     chances = np.zeros((degree + 1, weights.size))
     for size in range(1, min(degree, weights.size) + 1):
         # Of sets with this expert: the others come from before it and from after it.
-        others = np.einsum("ei,ei->e", before[:-1, :size], after[1:, size - 1 :: -1])
-        chances[size] = weights * others / before[-1, size]
+        others = np.einsum("ie,ie->e", before[:size, :-1], after[size - 1 :: -1, 1:])
+        chances[size] = weights * others / before[size, -1]
     return chances, sizes @ chances
 
 
@@ -173,20 +177,26 @@ def _pairs(log_weights: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDAr
     """Return the expected tokens of each pair, (experts, experts), 0 on the diagonal."""
     weights = np.exp(log_weights)
     n_experts, degree = weights.size, sizes.size - 1
-    before, after = _prefixes(weights, degree), _prefixes(weights[::-1], degree)[::-1]
+    before, after = _both_sides(weights, degree)
     drawn = [size for size in range(2, min(degree, n_experts) + 1) if sizes[size] != 0]
     together = np.zeros((n_experts, n_experts))
     if not drawn:
         return together
-    n_terms = max(drawn) - 1
-    without = np.zeros((n_experts, n_terms))  # row a: polynomials of all experts before the second, but for a
-    for second in range(n_experts):
-        terms = np.zeros(n_terms)
+    # Row a, column b > a: the polynomial of one power of all weights before b but for that of a.
+    without = np.triu(np.ones((n_experts, n_experts)), 1)
+    for power in range(max(drawn) - 1):
+        if power:
+            without *= weights
+            np.fill_diagonal(without, before[power, :-1])
+            without[:, 1:] = np.cumsum(without, axis=1)[:, :-1]
+            without[:, 0] = 0.0
+        # The rest of the set comes from after b.
+        rest = np.zeros(n_experts)
         for size in drawn:
-            terms[: size - 1] += sizes[size] / before[-1, size] * after[second + 1, size - 2 :: -1]
-        together[:second, second] = weights[:second] * weights[second] * (without[:second] @ terms)
-        without[:second, 1:] += weights[second] * without[:second, :-1]
-        without[second] = before[second, :n_terms]
+            if size - 2 >= power:
+                rest += sizes[size] / before[size, -1] * after[size - 2 - power, 1:]
+        together += without * rest
+    together *= np.outer(weights, weights)
     return together + together.T
 
 
