@@ -22,6 +22,7 @@ TYPE_FLOOR = 5
 _MOST_SETS = 2048
 _MOST_WORK = 2e9
 _DENSE_CODES = 2**22
+_DENSE_SHARE = 32  # a table of more places for each code takes longer than to sort the codes
 _SAMPLED_PAIRS = 100_000
 _CHUNK_PAIRS = 65_536
 _UNSET = -2
@@ -155,7 +156,7 @@ def number_values(values: NDArray[np.integer]) -> NDArray[np.int64]:
 
 def _distinct(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the different codes, sorted, and the place of each code among them; all are below `size`."""
-    if size > _DENSE_CODES:
+    if size > min(_DENSE_CODES, _DENSE_SHARE * codes.size):
         values, place = np.unique(codes, return_inverse=True)
         return values, place
     seen = np.zeros(size, dtype=np.bool_)
@@ -166,13 +167,18 @@ def _distinct(codes: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], N
     return values, places[codes]
 
 
-def _set_numbers(experts: NDArray[np.integer], n_experts: int) -> tuple[NDArray[np.int64], int]:
-    """Number the sets of tokens, in whatever order: (tokens,), and how many different ones there are."""
+def _set_numbers(experts: NDArray[np.integer], n_experts: int) -> tuple[NDArray[np.int64], int] | None:
+    """Number the sets of tokens, in whatever order: (tokens,), and how many different ones there are.
+
+    None where there are more than are looked at one by one.
+    """
     numbers = np.zeros(experts.shape[1], dtype=np.int64)
     n_sets = 1
     for slot in np.sort(experts, axis=0):
         values, numbers = _distinct(numbers * (n_experts + 1) + slot + 1, n_sets * (n_experts + 1))
         n_sets = max(values.size, 1)
+        if n_sets > _MOST_SETS:  # another slot parts sets, and joins none
+            return None
     return numbers, n_sets
 
 
@@ -181,11 +187,12 @@ def _exact_meetings(
 ) -> float | None:
     """Count, over all pairs of tokens of a group, how many sets meet; None where there are too many sets."""
     # A look at the first tokens saves sorting millions of them where there are too many sets anyway.
-    if _set_numbers(experts[:, : 16 * _MOST_SETS], n_experts)[1] > _MOST_SETS:
+    if _set_numbers(experts[:, : 16 * _MOST_SETS], n_experts) is None:
         return None
-    numbers, n_sets = _set_numbers(experts, n_experts)
-    if n_sets > _MOST_SETS or float(weights.size) * n_sets**2 > _MOST_WORK:
+    numbered = _set_numbers(experts, n_experts)
+    if numbered is None or float(weights.size) * numbered[1] ** 2 > _MOST_WORK:
         return None
+    numbers, n_sets = numbered
     counts = np.bincount(groups * n_sets + numbers, minlength=weights.size * n_sets).astype(np.float64)
     counts = counts.reshape(weights.size, n_sets)
     _, examples = np.unique(numbers, return_index=True)
