@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,11 +14,12 @@ from moe_probe import schema
 from moe_probe.counts.cells import Cells, find_cells
 from moe_probe.counts.clusters import BLOCK, DOCUMENT, Clusters, document_clusters
 from moe_probe.counts.experts import SlotExperts
-from moe_probe.counts.selection import Selection, find_label, label_codes
+from moe_probe.counts.selection import Rows, Selection, find_label
 from moe_probe.errors import BadInputError, RunError
 from moe_probe.relabelling import relabel
 from moe_probe.store import open_run
 from moe_probe.store.clusters import name_hash
+from moe_probe.store.part import Texts
 
 
 def cells_of(of_rows: np.ndarray, n_clusters: int, n_labels: int) -> Cells:
@@ -130,16 +130,22 @@ def test_where_few_rows_count_only_these_are_held(tmp_path):
     assert (cells.n, cells.labels, len(cells.of_rows)) == (2, ["NOUN"], 2)
 
 
-def test_label_codes_name_what_is_counted_in_the_order_of_the_names():
-    labels = pl.Series(["z", "a", "q", "z", "ä", "a"], dtype=pl.Categorical)
-    names, codes = label_codes(labels, np.array([True, True, False, False, True, False]))
+def test_the_places_of_labels_are_of_those_that_count_in_the_order_of_their_names():
+    kept = np.array([True, True, False, False, True, False, True])
+    labels = Texts(("z", "a", "q", "ä", "no", "a"), np.array([0, 1, 2, 0, 3, 5, 4], np.int32))
+    rows = Rows({}, kept, labels, np.array([True, True, True, True, False, True]))
+    assert rows.n_counted.tolist() == [1, 1, 0, 1, 0, 0]
+    assert rows.counted.tolist() == [True, True, False, False, True, False, False]
+    names, places = rows.label_places()
     assert names == ["a", "z", "ä"]
-    assert [names[code] for code, held in zip(codes, [1, 1, 0, 1, 1, 1], strict=True) if held] == list("zazäa")
-    assert label_codes(labels[:0], np.zeros(0, bool))[0] == []
-    assert label_codes(labels, np.zeros(6, bool))[0] == []
+    assert places.tolist() == [1, 0, 3, 2, 3, 3]
+    few = rows.take(np.array([4, 0]))
+    assert (few.counted.tolist(), few.n_counted.tolist()) == ([True, True], [1, 0, 0, 1, 0, 0])
+    nothing = Rows({}, kept[:0], Texts((), labels.places[:0]), np.zeros(0, bool))
+    assert nothing.label_places()[0] == []
 
 
-def test_categories_are_the_texts_of_a_file_in_any_form(tmp_path):
+def test_columns_of_texts_are_read_from_a_file_in_any_form(tmp_path):
     values = [f"value {number % 700}" for number in range(2_000)]
     run = write_run(tmp_path / "run", [np.zeros((2_000, 1), int)], labels={"kind": values})
     path = run.path / schema.tokens_file(0)
@@ -147,16 +153,32 @@ def test_categories_are_the_texts_of_a_file_in_any_form(tmp_path):
     plain = table.set_column(table.column_names.index("kind"), "kind", pa.array(values, pa.string()))
     for options in ({}, {"use_dictionary": False}, {"row_group_size": 300}, {"dictionary_pagesize_limit": 500}):
         pq.write_table(plain, path, **options)
-        found = next(open_run(run.path).iter_shards()).categories("kind")
-        assert found.dtype == pl.Categorical
-        assert found.cast(pl.String).to_list() == values
+        numbers, texts = next(open_run(run.path).iter_shards()).columns(["token_id"], ["kind", "phase"])
+        assert numbers["token_id"].tolist() == list(range(2_000))
+        assert texts["phase"].different == ("prompt",)
+        assert [texts["kind"].different[place] for place in texts["kind"].places] == values
+        assert np.flatnonzero(texts["kind"].are(["value 3", "value 699"])).tolist() == [3, 699, 703, 1399, 1403]
 
 
-def test_categories_that_cannot_be_had_are_refused(tmp_path):
+def test_a_row_without_a_text_has_none_of_them(tmp_path):
+    run = write_run(tmp_path / "run", [np.zeros((3, 1), int)], labels={"kind": ["b", "a", "b"]})
+    path = run.path / schema.tokens_file(0)
+    table = pq.read_table(path)
+    some = table.set_column(table.column_names.index("kind"), "kind", pa.array(["b", None, "b"]))
+    pq.write_table(some, path)
+    shard = next(open_run(run.path).iter_shards())
+    kinds = shard.columns([], ["kind"])[1]["kind"]
+    assert kinds.places.tolist() == [0, -1, 0]
+    assert kinds.are(["b"]).tolist() == [True, False, True]
+    assert kinds.are([]).tolist() == [False] * 3
+    assert shard.columns([]) == ({}, {})
+
+
+def test_columns_that_cannot_be_had_are_refused(tmp_path):
     run = write_run(tmp_path / "run", [np.zeros((4, 1), int)], labels={"shape": ["x"] * 4}, shard_rows=2)
     shard = next(run.iter_shards())
     with pytest.raises(BadInputError, match="column 'xpos': the tokens have document, position"):
-        shard.categories("xpos")
+        shard.columns([], ["xpos"])
     relabel(run.path, ["shape"])
     half = pq.read_table(run.path / schema.tokens_file(1))
     made = half.replace_schema_metadata({b"moe_probe": b'{"labels": {"shape": "another making"}}'})
@@ -164,8 +186,8 @@ def test_categories_that_cannot_be_had_are_refused(tmp_path):
     stale = open_run(run.path)
     shards = list(stale.iter_shards())
     with pytest.raises(RunError, match="label 'shape' is of two makings"):
-        shards[0].categories("shape")
-    assert shards[0].categories("phase").cast(pl.String).to_list() == ["prompt"] * 2
+        shards[0].columns([], ["shape"])
+    assert shards[0].columns([], ["phase"])[1]["phase"].are(["prompt"]).all()
     (run.path / schema.tokens_file(0)).write_bytes(b"PAR1 and nothing else")
     with pytest.raises(RunError, match=r"tokens/part-000000\.parquet: "):
-        shards[0].categories("phase")
+        shards[0].columns(["document"])

@@ -100,7 +100,7 @@ def test_documents_are_named_by_number_or_name(tmp_path):
 def test_two_filters_that_mean_the_same_share_what_is_kept(tmp_path, monkeypatch):
     run = one_document_a_token(tmp_path, names=list("abcdefgh"), domains=["d", "d"] + ["e"] * 6)
     load_counts(run, "kind", domain="d")
-    monkeypatch.setattr("moe_probe.store.Shard.tokens", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr("moe_probe.store.Shard.columns", lambda *_: pytest.fail("counted again"))
     assert load_counts(run, "kind", documents=["b", 0]).n == 2
 
 
@@ -125,9 +125,9 @@ def test_every_filter_has_counts_of_its_own(tmp_path):
 def test_a_filter_reads_only_the_shards_that_hold_its_documents(tmp_path, monkeypatch):
     run = one_document_a_token(tmp_path, shard_rows=2)
     read = []
-    real = __import__("moe_probe.store", fromlist=["Shard"]).Shard.tokens
+    real = __import__("moe_probe.store", fromlist=["Shard"]).Shard.columns
     monkeypatch.setattr(
-        "moe_probe.store.Shard.tokens", lambda shard, columns=None: read.append(shard.number) or real(shard, columns)
+        "moe_probe.store.Shard.columns", lambda shard, *asked: read.append(shard.number) or real(shard, *asked)
     )
     assert load_counts(run, "kind", documents=[4, 5]).n == 2
     assert read == [2]
@@ -149,7 +149,7 @@ def test_filtered_counts_do_not_need_the_shards_of_other_documents(tmp_path, mon
     run = one_document_a_token(tmp_path, shard_rows=2)
     load_counts(run, "kind", documents=[4, 5])
     (run.path / schema.tokens_file(0)).touch()
-    monkeypatch.setattr("moe_probe.store.Shard.tokens", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr("moe_probe.store.Shard.columns", lambda *_: pytest.fail("counted again"))
     assert load_counts(run, "kind", documents=[4, 5]).n == 2
 
 

@@ -232,10 +232,11 @@ class _Total:
         self._numbers = documents["document"].to_numpy()
         self._domains = documents["domain"]
         self._seen = np.zeros(int(self._numbers.max(initial=0)) + 1, dtype=np.bool_)
-        self._routers = run.routers
         self._labels: list[str] = []
         self._n = 0
-        self._tables = [np.zeros((N_CLUSTERS, router.n_experts, 0), dtype=np.int64) for router in run.routers]
+        # (experts of all routers, labels) of each cluster that has any
+        self._tables: dict[int, NDArray[np.int64]] = {}
+        self._n_experts = sum(router.n_experts for router in run.routers)
 
     def add(self, part: Kept) -> None:
         """Add one shard."""
@@ -244,56 +245,55 @@ class _Total:
         labels = sorted({*self._labels, *part.facts["labels"]})
         if labels != self._labels:
             place = [labels.index(label) for label in self._labels]
-            for index, old in enumerate(self._tables):
-                self._tables[index] = np.zeros((*old.shape[:2], len(labels)), dtype=np.int64)
-                self._tables[index][:, :, place] = old
+            for cluster, old in self._tables.items():
+                self._tables[cluster] = np.zeros((self._n_experts, len(labels)), dtype=np.int64)
+                self._tables[cluster][:, place] = old
             self._labels = labels
-        clusters, places = part.facts["clusters"], [labels.index(label) for label in part.facts["labels"]]
+        places = [labels.index(label) for label in part.facts["labels"]]
         same_labels = places == list(range(len(labels)))
-        for total, table in zip(self._tables, _iter_tables(self._routers, part), strict=True):
+        for cluster, counts in zip(part.facts["clusters"], part.arrays["numbers"], strict=True):
+            if cluster not in self._tables:
+                self._tables[cluster] = np.zeros((self._n_experts, len(labels)), dtype=np.int64)
             if same_labels:  # as most shards have, and a third of the time
-                total[clusters] += table
+                self._tables[cluster] += counts
             else:
-                total[np.ix_(clusters, range(total.shape[1]), places)] += table
+                self._tables[cluster][:, places] += counts
 
     def kept(self, unit: str) -> Kept:
         """Return the sum, with the clusters that have a document."""
-        held = np.zeros(N_CLUSTERS, dtype=np.bool_)
-        for table in self._tables:
-            held |= table.any(axis=(1, 2))
-        clusters = np.flatnonzero(held)
-        numbers = [narrow(table[clusters]).ravel() for table in self._tables]
+        clusters = sorted(cluster for cluster, table in self._tables.items() if table.any())
+        tables = [narrow(self._tables[cluster]) for cluster in clusters]
+        # (clusters, experts of all routers, labels)
+        numbers = np.stack(tables) if tables else np.zeros((0, self._n_experts, len(self._labels)), dtype=np.uint8)
         domains = self._domains.filter(pl.Series(self._seen[self._numbers])).drop_nulls()
-        facts = {"n": self._n, "labels": self._labels, "clusters": clusters.tolist(), "cluster_unit": unit}
+        facts = {"n": self._n, "labels": self._labels, "clusters": clusters, "cluster_unit": unit}
         facts |= {"documents": int(self._seen.sum()), "domains": domains.n_unique()}
-        return Kept(facts, {"numbers": np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.uint8)})
-
-
-def _iter_tables(routers: Sequence[schema.Router], kept: Kept) -> Iterator[NDArray[np.integer]]:
-    """Yield each router's (clusters kept, experts, labels)."""
-    numbers = kept.arrays["numbers"]
-    n_clusters, n_labels = len(kept.facts["clusters"]), len(kept.facts["labels"])
-    start = 0
-    for router in routers:
-        stop = start + n_clusters * router.n_experts * n_labels
-        yield numbers[start:stop].reshape(n_clusters, router.n_experts, n_labels)
-        start = stop
+        return Kept(facts, {"numbers": numbers})
 
 
 def _all_clusters(routers: Sequence[schema.Router], kept: Kept) -> Iterator[NDArray[np.int64]]:
     """Yield each router's (64, experts, labels)."""
-    for table in _iter_tables(routers, kept):
-        whole = np.zeros((N_CLUSTERS, *table.shape[1:]), dtype=np.int64)
-        whole[kept.facts["clusters"]] = table
+    table = kept.arrays["numbers"]
+    start = 0
+    for router in routers:
+        stop = start + router.n_experts
+        whole = np.zeros((N_CLUSTERS, router.n_experts, table.shape[2]), dtype=np.int64)
+        whole[kept.facts["clusters"]] = table[:, start:stop]
         yield whole
+        start = stop
 
 
 def _count_shard(shard: Shard, choice: _Choice, clusters: Clusters) -> Kept:
     """Count one shard, holding one batch of routers' columns at a time."""
     cells = find_cells(shard, choice.rows, clusters)
-    counted: list[NDArray[np.unsignedinteger]] = []
-    for router, slots in iter_experts(shard, shard.run.routers, choice.slot, cells.rows):
-        counted.append(narrow(cells.count(router.n_experts, slots)).ravel())
-    numbers = np.concatenate(counted) if counted else np.zeros(0, dtype=np.uint8)
+    routers = shard.run.routers
+    # (clusters, experts of all routers, labels)
+    shape = len(cells.clusters), sum(router.n_experts for router in routers), len(cells.labels)
+    numbers = np.empty(shape, dtype=np.int32)
+    start = 0
+    for router, slots in iter_experts(shard, routers, choice.slot, cells.rows):
+        stop = start + router.n_experts
+        numbers[:, start:stop] = cells.count(router.n_experts, slots)
+        start = stop
     facts = {"n": cells.n, "labels": cells.labels, "clusters": cells.clusters}
-    return Kept(facts, {"numbers": numbers, "documents": cells.documents})
+    return Kept(facts, {"numbers": narrow(numbers), "documents": cells.documents})

@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
@@ -22,7 +21,7 @@ from moe_probe.counts.batches import in_batches
 from moe_probe.counts.cache import Kept, Part, narrow, remembered, remembered_parts
 from moe_probe.counts.experts import add_codes, check_slot, iter_experts
 from moe_probe.counts.filters import find_filter
-from moe_probe.counts.selection import Selection, cache_file, find_label, label_codes, source
+from moe_probe.counts.selection import Selection, cache_file, find_label, source
 from moe_probe.counts.wide import refuse_wide
 
 if TYPE_CHECKING:
@@ -123,16 +122,19 @@ def _count_types(run: Run, rows: Selection, shards: list[int]) -> Kept:
     for shard in run.iter_shards():
         if shard.number not in shards:
             continue
-        frame, here = rows.rows(shard, ["token_id", "token"])
-        frame = frame.filter(pl.Series(here))
-        ids = frame["token_id"].to_numpy().astype(np.int64)
-        labels, codes = label_codes(frame["label"], np.ones(frame.height, dtype=np.bool_))
+        here = rows.rows(shard, ["token_id"])
+        kept = np.flatnonzero(here.counted)
+        ids = here.columns["token_id"][kept].astype(np.int64)
+        labels, place_of_label = here.label_places()
         of_labels = np.array([places.setdefault(label, len(places)) for label in labels], dtype=np.int64)
-        counted.add(ids << _LABEL_BITS | of_labels[codes] if ids.size else ids)
+        of_rows = place_of_label[here.labels.places[kept]]
+        counted.add(ids << _LABEL_BITS | of_labels[of_rows] if ids.size else ids)
         # A type has one piece; where it had several, the first of the run names it.
         new, firsts = np.unique(ids, return_index=True)
         unknown = [place for number, place in zip(new.tolist(), firsts.tolist(), strict=True) if number not in pieces]
-        pieces |= dict(zip(ids[unknown].tolist(), frame["token"][unknown], strict=True))
+        if unknown:
+            found = shard.tokens(["token"])["token"][kept[unknown]]
+            pieces |= dict(zip(ids[unknown].tolist(), found, strict=True))
     codes, counts = counted.total()
     token_ids, types = np.unique(codes >> _LABEL_BITS, return_inverse=True)
     labels = sorted(places)
@@ -186,8 +188,9 @@ def _count_experts(
         for shard in run.iter_shards():
             if shard.number not in shards:
                 continue
-            frame, counted = rows.rows(shard, ["token_id"])
-            ids = frame["token_id"].to_numpy()[counted]
+            here = rows.rows(shard, ["token_id"])
+            counted = here.counted
+            ids = here.columns["token_id"][counted]
             types = np.searchsorted(token_ids, ids)
             known = types < n_types
             known[known] = token_ids[types[known]] == ids[known]

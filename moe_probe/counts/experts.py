@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
@@ -16,6 +15,7 @@ from moe_probe.errors import BadInputError, RunError
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard
+    from moe_probe.store.part import ExpertColumn
 
 ANY_SLOT = "any"
 
@@ -56,11 +56,10 @@ def iter_experts(
         RunError: there is an expert that does not exist: it would be counted as another cell's.
     """
     for batch in in_batches(routers, lambda router: _column_bytes(router, shard.rows), _BATCH_BYTES):
-        columns = {router.index: _slot_columns(router, slot) for router in batch}
-        wanted = [column for names in columns.values() for column in names]
-        frame = shard.routing(wanted) if wanted else pl.DataFrame()
-        for router in batch:
-            yield router, [_slot_experts(shard, router, frame[column], rows) for column in columns[router.index]]
+        columns = [_slot_columns(router, slot) for router in batch]
+        held = shard.experts([column for names in columns for column in names])
+        for router, names in zip(batch, columns, strict=True):
+            yield router, [_slot_experts(shard, router, column, next(held), rows) for column in names]
 
 
 def add_codes(total: NDArray[np.int64], codes: NDArray[np.integer]) -> None:
@@ -79,14 +78,17 @@ def add_codes(total: NDArray[np.int64], codes: NDArray[np.integer]) -> None:
 
 
 def _slot_experts(
-    shard: Shard, router: schema.Router, column: pl.Series, rows: NDArray[np.integer] | None
+    shard: Shard,
+    router: schema.Router,
+    column: str,
+    held: ExpertColumn,
+    rows: NDArray[np.integer] | None,
 ) -> SlotExperts:
-    missing = column.is_null().to_numpy() if column.null_count() else None
-    experts = column.to_numpy() if missing is None else column.fill_null(0).to_numpy()
-    highest = int(experts.max(initial=0))
+    experts, missing, highest = held
+    highest = int(experts.max(initial=0)) if highest is None else highest
     if highest >= router.n_experts:
         raise RunError(
-            f"{shard.run.path}: {schema.routing_file(shard.number)} has expert {highest} in {column.name}, but router "
+            f"{shard.run.path}: {schema.routing_file(shard.number)} has expert {highest} in {column}, but router "
             f"{router.index} has {router.n_experts} experts; the run is damaged, trace it again"
         )
     if rows is None:

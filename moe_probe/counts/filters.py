@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ from moe_probe.errors import BadInputError
 
 if TYPE_CHECKING:
     from moe_probe.store import Run
+    from moe_probe.store.part import Texts
 
 PHASES = ("prompt", "generated", schema.SPECIAL)
 
@@ -46,20 +47,26 @@ class Filter:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the tokens that `keeps` looks at."""
-        asked = {"document": self.documents, "phase": self.phase, "position": self.positions}
+        """The columns of the tokens that `keeps` looks at, beside "phase"."""
+        asked = {"document": self.documents, "position": self.positions}
         return [column for column, value in asked.items() if value is not None]
 
-    def keeps(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
-        """Return which rows are in it, (rows,)."""
-        kept = np.ones(frame.height, dtype=np.bool_)
+    def keeps(self, n_rows: int, columns: Mapping[str, NDArray[Any]], phases: Texts | None) -> NDArray[np.bool_]:
+        """Return which rows are in it, (rows,).
+
+        Args:
+            n_rows: how many rows there are.
+            columns: (rows,) of the tokens, by name.
+            phases: those of the tokens, if one is asked for.
+        """
+        kept = np.ones(n_rows, dtype=np.bool_)
         if self.documents is not None:
-            kept &= np.isin(frame["document"].to_numpy(), self.documents)
-        if self.phase is not None:
-            kept &= (frame["phase"] == self.phase).to_numpy()
+            kept &= np.isin(columns["document"], self.documents)
+        if self.phase is not None and phases is not None:
+            kept &= phases.are([self.phase])
         if self.positions is not None:
             first, stop = self.positions
-            positions = frame["position"].to_numpy()
+            positions = columns["position"]
             kept &= positions >= first
             if stop is not None:
                 kept &= positions < stop

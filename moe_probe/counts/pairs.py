@@ -182,10 +182,10 @@ def _count_pairs(
 
 def _by_cluster(shard: Shard, rows: Selection, clusters: Clusters) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the counted rows of a shard in the order of their clusters, and where each cluster begins, (65,)."""
-    frame, counted = rows.rows(shard, clusters.columns)
-    places = np.flatnonzero(counted)
-    positions = frame["position"].to_numpy()[places] if "position" in clusters.columns else None
-    cluster = clusters.of(frame["document"].to_numpy()[places], positions)
+    here = rows.rows(shard, clusters.columns)
+    places = np.flatnonzero(here.counted)
+    positions = here.columns["position"][places] if "position" in clusters.columns else None
+    cluster = clusters.of(here.columns["document"][places], positions)
     sizes = np.bincount(cluster, minlength=N_CLUSTERS)
     return places[np.argsort(cluster, kind="stable")], np.concatenate([[0], np.cumsum(sizes)])
 
@@ -196,7 +196,7 @@ def _count_transitions(
     totals = {other.index: np.zeros(one.n_experts * other.n_experts, dtype=np.int64) for one, other in steps}
     routers = [router for router in run.routers if router.index in totals or router.index + 1 in totals]
     for shard in run.iter_shards():
-        places = np.flatnonzero(rows.rows(shard)[1])
+        places = np.flatnonzero(rows.rows(shard).counted)
         before: SlotExperts | None = None
         for router, (first, *_) in iter_experts(shard, routers, 0, places):
             if before is not None and router.index in totals:

@@ -5,24 +5,67 @@ It does not know experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from moe_probe import schema
 from moe_probe.counts.cache import Source
 from moe_probe.counts.filters import Filter
 from moe_probe.errors import BadInputError, RunError
+from moe_probe.store.part import Texts
 
 if TYPE_CHECKING:
     from moe_probe.store import Run, Shard
 
 TOKEN_ROWS = ("all", "word_initial")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """All rows of a shard, and what was asked of them.
+
+    `columns` are some of the tokens', (rows,) each. `kept` (rows,) says which rows may be counted for all but their
+    label. `labels` are those, where none was asked for all "", and `asked` says which of `labels.different` count.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    kept: NDArray[np.bool_]
+    labels: Texts
+    asked: NDArray[np.bool_]
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which rows are counted, (rows,)."""
+        return self.kept if self.asked.all() else self.kept & self.asked.take(self.labels.places)
+
+    @cached_property
+    def n_counted(self) -> NDArray[np.int64]:
+        """How many rows are counted of each label, as in `labels.different`."""
+        places, size = self.labels.places, len(self.asked)
+        # Most often, few rows are not kept.
+        others = np.bincount(places[np.flatnonzero(~self.kept)], minlength=size)
+        return np.where(self.asked, np.bincount(places, minlength=size) - others, 0)
+
+    def take(self, rows: NDArray[np.integer]) -> Rows:
+        """Return some of the rows."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Rows(columns, self.kept[rows], Texts(self.labels.different, self.labels.places[rows]), self.asked)
+
+    def label_places(self) -> tuple[list[str], NDArray[np.int32]]:
+        """Return the labels that counted rows have, sorted, and the place of each of `labels.different` among them.
+
+        That of one that no such row has is the number of those that are had.
+        """
+        had = [label if number else None for label, number in zip(self.labels.different, self.n_counted, strict=True)]
+        found = sorted({label for label in had if label is not None})
+        place = {label: number for number, label in enumerate(found)}
+        return found, np.array([len(found) if label is None else place[label] for label in had], dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -54,30 +97,31 @@ class Selection:
         label = None if self.label_set is None else self.label_set.as_dict()
         return (label, self.tokens, self.sinks, self.untagged, self.filter.name)
 
-    def rows(self, shard: Shard, columns: Iterable[str] = ()) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-        """Return some columns of all rows of a shard, the label as `label`, and which rows are counted.
+    def rows(self, shard: Shard, columns: Iterable[str] = ()) -> Rows:
+        """Return all rows of a shard with some columns of numbers, their labels, and which of them are counted.
 
         Raises:
             RunError: a row has no value of the label.
         """
-        label_set = self.label_set
+        label = "" if self.label_set is None else self.label_set.name
+        by_label = self.label_set is not None and self.label_set.word_level
+        whole_words = self.tokens == "word_initial"
         wanted = [*columns, *self.filter.columns]
         wanted += [] if self.sinks else ["window_position"]
-        by_label = label_set is not None and label_set.word_level
-        wanted += ["word_initial"] if self.tokens == "word_initial" and not by_label else []
-        # With no column asked for, all would come.
-        frame = shard.tokens(list(dict.fromkeys(wanted or ["document"])))
-        if label_set is not None:
-            frame = frame.with_columns(label=_checked(shard, label_set.name))
-        counted = self.filter.keeps(frame)
+        wanted += ["word_initial"] if whole_words and not by_label else []
+        of_texts = {*([label] if label else []), *([] if self.filter.phase is None else ["phase"])}
+        numbers, texts = shard.columns(wanted, of_texts)
+        kept = self.filter.keeps(shard.rows, numbers, texts.get("phase"))
         if not self.sinks:
-            counted &= (frame["window_position"] >= schema.SINK_POSITIONS).to_numpy()
-        if self.tokens == "word_initial":
-            starts = ~_is_any(frame["label"], schema.NOT_WORDS) if by_label else frame["word_initial"].to_numpy()
-            counted &= starts
-        if label_set is not None and not self.untagged:
-            counted &= ~_is_any(frame["label"], [schema.UNTAGGED])
-        return frame, counted
+            kept &= numbers["window_position"] >= schema.SINK_POSITIONS
+        if whole_words and not by_label:
+            kept &= numbers["word_initial"]
+        labels = _checked(shard, label, texts[label]) if label else Texts(("",), np.zeros(shard.rows, np.int32))
+        refused = {
+            *(schema.NOT_WORDS if whole_words and by_label else ()),
+            *(() if self.untagged else (schema.UNTAGGED,)),
+        }
+        return Rows(numbers, kept, labels, np.array([name not in refused for name in labels.different], np.bool_))
 
 
 def find_label(run: Run, name: str) -> schema.LabelSet:
@@ -111,37 +155,10 @@ def cache_file(run: Run, name: str) -> Path:
     return Path(run.path) / schema.COUNTS_FOLDER / f"{name}.npz"
 
 
-def _checked(shard: Shard, label: str) -> pl.Series:
-    values = shard.categories(label)
-    if values.null_count():
+def _checked(shard: Shard, label: str, values: Texts) -> Texts:
+    if values.places.min(initial=0) < 0:
         raise RunError(
             f"{shard.run.path}: {schema.tokens_file(shard.number)} has rows without a value of the label "
             f"{label!r}; make it anew with `moe-probe label {shard.run.path} --with {label}`"
         )
     return values
-
-
-def _is_any(labels: pl.Series, values: Iterable[str]) -> NDArray[np.bool_]:
-    return labels.is_in(list(values)).to_numpy()
-
-
-def label_codes(labels: pl.Series, counted: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.integer]]:
-    """Return the values that rows which are counted have, sorted, and each row's place among them, (rows,).
-
-    Rows that are not counted have any place.
-
-    Example:
-        >>> label_codes(pl.Series(["b", "a", "c", "b"], dtype=pl.Categorical), np.array([True, True, False, True]))
-        (['a', 'b'], array([1, 0, 0, 1], dtype=int32))
-    """
-    # By the numbers that stand for the values: as strings they would cost more than all the counting.
-    numbers = labels.to_physical().to_numpy()
-    size = int(numbers.max(initial=0)) + 1
-    example = np.full(size + 1, -1)
-    example[np.where(counted, numbers, np.int64(size))] = np.arange(len(numbers))
-    seen = np.flatnonzero(example[:size] >= 0)
-    found = labels.gather(example[seen]).cast(pl.String)
-    order = found.arg_sort().to_numpy()
-    place = np.zeros(size, dtype=np.int32)
-    place[seen[order]] = np.arange(len(found))
-    return found.gather(order).to_list(), place[numbers]

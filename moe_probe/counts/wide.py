@@ -109,9 +109,9 @@ def _counted(run: Run, rows: Selection) -> tuple[int, NDArray[np.int32]]:
     n = 0
     documents = np.zeros(0, dtype=np.int32)
     for shard in run.iter_shards():
-        frame, counted = rows.rows(shard, ["document"])
-        n += int(counted.sum())
-        documents = np.union1d(documents, frame["document"].to_numpy()[counted])
+        here = rows.rows(shard, ["document"])
+        n += int(here.n_counted.sum())
+        documents = np.union1d(documents, here.columns["document"][here.counted])
     return n, documents
 
 
@@ -120,7 +120,7 @@ def _count(run: Run, rows: Selection, unit: str) -> Iterator[Part]:
     for router in run.routers:
         load = np.zeros(router.n_experts, dtype=np.int64)
         for shard in run.iter_shards():
-            places = np.flatnonzero(rows.rows(shard)[1])
+            places = np.flatnonzero(rows.rows(shard).counted)
             for _, slots in iter_experts(shard, [router], ANY_SLOT, places):
                 for held in slots:
                     add_codes(load, held.experts if held.missing is None else held.experts[~held.missing])
@@ -144,10 +144,10 @@ def _by_cluster(
     width = len(told) + 1
     total = np.zeros((router.n_slots, N_CLUSTERS * width), dtype=np.int64)
     for shard in run.iter_shards():
-        frame, counted = rows.rows(shard, clusters.columns)
-        places = np.flatnonzero(counted)
-        positions = frame["position"].to_numpy()[places] if "position" in clusters.columns else None
-        starts = clusters.of(frame["document"].to_numpy()[places], positions).astype(np.int64) * width
+        here = rows.rows(shard, clusters.columns)
+        places = np.flatnonzero(here.counted)
+        positions = here.columns["position"][places] if "position" in clusters.columns else None
+        starts = clusters.of(here.columns["document"][places], positions).astype(np.int64) * width
         for _, slots in iter_experts(shard, [router], ANY_SLOT, places):
             for slot, held in enumerate(slots):
                 column = np.searchsorted(told, held.experts)

@@ -11,6 +11,8 @@
 | `clusters` | the number that a document's cluster follows from |
 | `run`, `part`, `document` | reading: whole, by shard, by document |
 | `columns` | routing columns as arrays |
+| `columnar`, `chunks`, `packing`, `thrift` | routing files as our own encoder writes them |
+| `packed` | columns of experts straight from the pages that `chunks` wrote |
 | `views` | SQL |
 
 Nothing here knows torch.

@@ -26,7 +26,7 @@ _UNCOMPRESSED, _ZSTD = 0, 6
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _WIDEST = 16
 _LEVEL = 1
-_PAGE_ROWS = 1 << 14
+PAGE_ROWS = 1 << 14
 """A reader of a few rows reads whole pages."""
 
 _INTEGERS = {pa.uint8(): (8, 11), pa.uint16(): (16, 12), pa.uint32(): (32, 13)}
@@ -109,9 +109,9 @@ def _levels(there: npt.NDArray[np.bool_] | None, rows: int) -> bytes:
 
 def _pages(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Iterator[tuple[bytes, npt.NDArray[Any]]]:
     """Yield the levels and the values of each page."""
-    for begin in range(0, len(values), _PAGE_ROWS):
-        page = values[begin : begin + _PAGE_ROWS]
-        held = None if there is None else there[begin : begin + _PAGE_ROWS]
+    for begin in range(0, len(values), PAGE_ROWS):
+        page = values[begin : begin + PAGE_ROWS]
+        held = None if there is None else there[begin : begin + PAGE_ROWS]
         yield _levels(held, len(page)), page if held is None else page[held]
 
 
@@ -120,7 +120,7 @@ def _halves(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Ch
     pages: list[bytes] = []
     uncompressed = 0
     for place, (levels, held) in enumerate(_pages(values, there)):
-        rows = min(_PAGE_ROWS, len(values) - place * _PAGE_ROWS)
+        rows = min(PAGE_ROWS, len(values) - place * PAGE_ROWS)
         data = b"".join([levels, held.data])
         body = codec.compress(data, asbytes=True)
         head = _data_page(_PLAIN, rows, len(data), len(body))
@@ -139,9 +139,9 @@ def _experts(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> C
     packed = memoryview(pack(held, width)) if short and there is None else None
     pages = [*before]
     for place, (levels, of_page) in enumerate(_pages(values, there)):
-        rows = min(_PAGE_ROWS, len(values) - place * _PAGE_ROWS)
+        rows = min(PAGE_ROWS, len(values) - place * PAGE_ROWS)
         if packed is not None:
-            begin = place * _PAGE_ROWS // 8 * width
+            begin = place * PAGE_ROWS // 8 * width
             data: list[bytes | memoryview] = [bytes([width]), _run(rows), packed[begin : begin + -(-rows // 8) * width]]
         elif short:
             data = [bytes([width]), _run(len(of_page)), pack(of_page, width)]
