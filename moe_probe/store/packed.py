@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ _LONGEST_DICTIONARY = 2048
 
 
 class PackedColumn(NamedTuple):
-    """One column of a file, in parts, one a row group, which hold the file open as long as they live."""
+    """One column of a file, in parts, one a row group."""
 
     chunks: list[_Chunk]
 
@@ -65,7 +65,7 @@ class _Chunk(NamedTuple):
     It is read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
     """
 
-    file: BinaryIO
+    path: Path
     begin: int
     rows: int
     highest: int
@@ -75,12 +75,12 @@ class _Chunk(NamedTuple):
         """Of how many bits each number is."""
         return max(1, self.highest.bit_length())
 
-    def is_ours(self) -> bool:
+    def is_ours(self, file: int) -> bool:
         """Whether every page begins as it would if `chunks` wrote it."""
         place = self.begin
         for number, head, _, n_bytes in _pages(self.rows, self.width):
             for _ in range(number):
-                if os.pread(self.file.fileno(), len(head), place) != head:
+                if os.pread(file, len(head), place) != head:
                     return False
                 place += n_bytes
         return True
@@ -90,7 +90,8 @@ class _Chunk(NamedTuple):
         width = self.width
         pages = _pages(self.rows, width)
         size = sum([page.number * page.n_bytes for page in pages]) + _GROUP
-        data = os.pread(self.file.fileno(), size, self.begin)
+        with self.path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, self.begin)
         if len(data) < size:
             raise RunError(f"the file ends {size - len(data)} bytes too early; the run is damaged, trace it again")
         words = np.empty(-(-self.rows // _GROUP), "<u8")
@@ -124,32 +125,33 @@ def find_packed(path: Path, columns: Collection[str]) -> dict[str, PackedColumn]
         pyarrow.ArrowException: if it is no Parquet file.
     """
     found: dict[str, PackedColumn] = {}
-    file = path.open("rb")
-    footer = pq.ParquetFile(file).metadata
-    places = {name: place for place, name in enumerate(footer.schema.names)}
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    for name in columns:
-        place = places.get(name)
-        chunks = [] if place is None else [_find_chunk(file, group.column(place), group.num_rows) for group in groups]
-        whole = [chunk for chunk in chunks if chunk is not None]
-        if whole and len(whole) == len(chunks):
-            found[name] = PackedColumn(whole)
+    with path.open("rb") as file:
+        footer = pq.ParquetFile(file).metadata
+        places = {name: place for place, name in enumerate(footer.schema.names)}
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        for name in columns:
+            place = places.get(name)
+            of_groups = [] if place is None else [(group.column(place), group.num_rows) for group in groups]
+            chunks = [_find_chunk(path, file.fileno(), about, rows) for about, rows in of_groups]
+            whole = [chunk for chunk in chunks if chunk is not None]
+            if whole and len(whole) == len(chunks):
+                found[name] = PackedColumn(whole)
     return found
 
 
-def _find_chunk(file: BinaryIO, about: pq.ColumnChunkMetaData, rows: int) -> _Chunk | None:
+def _find_chunk(path: Path, file: int, about: pq.ColumnChunkMetaData, rows: int) -> _Chunk | None:
     first, begin = about.dictionary_page_offset, about.data_page_offset
     if first is None or about.num_values != rows or rows < 0:
         return None
     # Were the pages compressed, or of numbers of another size, none of them would look as they do here.
     if not 0 <= first < begin <= first + _LONGEST_DICTIONARY:
         return None
-    dictionary = os.pread(file.fileno(), begin - first, first)
+    dictionary = os.pread(file, begin - first, first)
     highest = int.from_bytes(dictionary[-4:], "little")
     if highest > _HIGHEST or dictionary != _dictionary(highest):
         return None
-    chunk = _Chunk(file, begin, rows, highest)
-    return chunk if chunk.is_ours() else None
+    chunk = _Chunk(path, begin, rows, highest)
+    return chunk if chunk.is_ours(file) else None
 
 
 @lru_cache(64)

@@ -117,7 +117,7 @@ class Shard:
                 continue
             try:
                 experts = packed[column].unpack()
-            except RunError as error:
+            except (OSError, RunError) as error:
                 raise RunError(f"{path}: {column}: {error}") from error
             yield ExpertColumn(experts, None, packed[column].highest)
 
