@@ -210,12 +210,15 @@ def _of_files() -> dict[str, Rival]:
     return {
         "pyarrow": lambda path: pj.read_json(path, pj.ReadOptions(block_size=16 << 20)),
         "Polars": lambda path: pl.read_ndjson(path),
-        "DuckDB": lambda path: (
-            duckdb.connect(config={"enable_progress_bar": False})
-            .sql(f"from read_json('{path}', format='newline_delimited', maximum_object_size=100000000)")
-            .to_arrow_table()
-        ),
+        "DuckDB": _with_duckdb,
     }
+
+
+def _with_duckdb(path: Path) -> None:
+    with duckdb.connect() as connection:
+        connection.execute("set enable_progress_bar = false")
+        lines = f"read_json('{path}', format='newline_delimited', maximum_object_size=100000000)"
+        connection.sql(f"from {lines}").to_arrow_table()
 
 
 class _Row(msgspec.Struct):
@@ -399,7 +402,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("names", nargs="*", help=f"of {'; '.join(NAMES)}")
     chosen = parser.parse_args()
-    duckdb.execute("set enable_progress_bar = false")
     if unknown := set(chosen.names) - set(NAMES):
         parser.error(f"no such format: {', '.join(sorted(unknown))}")
     print(f"a row is a token in a layer: {SLOTS} of {EXPERTS} experts, {LAYERS} layers, documents of {TOKENS} tokens")

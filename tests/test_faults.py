@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from traced_models import files_of
 
 from moe_probe.corpus import Document
 from moe_probe.errors import MoeProbeError, RunError
+from moe_probe.importers import import_run
 from moe_probe.info import describe
 from moe_probe.models import LanguageModel
 from moe_probe.schema import routing_file, tokens_file
@@ -150,6 +152,16 @@ def test_a_clock_that_jumps_spoils_nothing(lm, documents, undisturbed, tmp_path,
     trace(lm, documents, run, on_progress=jump, **OPTIONS)
     assert files_of(run) == files_of(undisturbed)
     times = open_run(run).manifest["times"]
+    assert times["seconds"] >= 0
+    assert times["finished"] >= times["started"]
+
+
+def test_a_clock_that_jumps_back_makes_no_import_of_negative_length(tmp_path, monkeypatch):
+    moments = itertools.chain([2e9], itertools.repeat(1e9))
+    monkeypatch.setattr(time, "time", lambda: next(moments))
+    lines = [{"document": 0, "token_idx": place, "layer": 0, "experts": [place % 4, 5]} for place in range(9)]
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    times = import_run("jsonl", tmp_path / "trace.jsonl", tmp_path / "run", n_experts=8).manifest["times"]
     assert times["seconds"] >= 0
     assert times["finished"] >= times["started"]
 

@@ -9,8 +9,10 @@
 | `esft` | a text file a layer, a line a document | yes |
 
 One module a format reads; every other step is the same for all: `checking` finds the traps, `spool` keeps what was read
-on disk until it is known how much there is, `writing` writes the run. A trap is a sentence in the run's warnings, or an
-error. Nothing here runs a model.
+on disk until it is known how much there is, `writing` writes the run, `columns` makes its experts and weights. JSON is
+read by the first that can: `alike` and `numerals` read lines that differ in their numbers alone, `regular` and `packed`
+objects of regular lists or of base64, `lines` all else. A trap is a sentence in the run's warnings, or an error.
+Nothing here runs a model.
 """
 
 from moe_probe.importers.importing import FORMATS, import_run

@@ -166,6 +166,8 @@ class Checker:
             )
         self.highest = max(self.highest, highest)
         kind = np.int8 if highest < 2**7 else np.int16 if highest < 2**15 else np.int32
+        if trace.experts.dtype == np.uint8 and kind == np.int8:
+            return _contiguous(trace.experts.view(np.int8)), lowest  # the bytes are the same
         return _contiguous(trace.experts.astype(kind, order="K", copy=False)), lowest
 
     def _believable(self, trace: Trace, experts: npt.NDArray[np.signedinteger], lowest: int) -> npt.NDArray[np.bool_]:
@@ -325,7 +327,7 @@ def _blank_layers(experts: Integers) -> tuple[list[int], list[int]]:
     alike: dict[int, list[int]] = {ABSENT: [], 0: []}
     for place in np.flatnonzero(experts[:, 0, 0] <= 0).tolist():
         value = int(experts[place, 0, 0])
-        if (experts[place] == value).all():
+        if (experts[place, 0] == value).all() and (experts[place] == value).all():
             alike[value].append(place)
     if experts.shape[1] > 1:
         return sorted(alike[ABSENT] + alike[0]), []

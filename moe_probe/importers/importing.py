@@ -9,8 +9,8 @@ few numbers a document.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,6 @@ def import_run(
         RunError: a run is there already, or is being written by another process.
         MoeProbeError: the disk is full.
     """
-    started = time.time()
     if format not in _READERS:
         raise BadInputError(f"format {format!r}: choose {', '.join(FORMATS)}")
     for name, value in (("n_experts", n_experts), ("n_slots", n_slots), ("n_layers", n_layers)):
@@ -97,9 +96,9 @@ def import_run(
     with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
         checker = Checker(sizes.n_experts, Words(tokenizer))
         source = Source(path, sizes, Findings())  # apart, so that what is said never hangs on which thread is quicker
-        imported = Imported(format, path, str(model) if model is not None else None, language, labellers, started)
+        imported = Imported(format, path, str(model) if model is not None else None, language, labellers)
         watch.begin("reading", 0, None)
-        with ahead(_READERS[format](source)) as traces:
+        with closing(_traces(source, format)) as traces:
             for trace in traces:
                 kept = checker.check(trace)
                 spool.add(kept)
@@ -110,3 +109,16 @@ def import_run(
             raise BadInputError(f"{path}: holds no token; is it a trace of the format {format!r}?")
         write_imported(writer, spool, checker, imported, source.digest(), watch)
     return open_run(out)
+
+
+def _traces(source: Source, format: str) -> Generator[Trace, None, None]:
+    """Yield the documents of a source; from the first on that takes time to read, a thread reads the next ones."""
+    traces = _READERS[format](source)
+    for trace in traces:
+        yield trace
+        if not trace.unpacked:
+            break
+    else:
+        return
+    with ahead(traces) as others:
+        yield from others

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moe_probe.errors import BadInputError
-from moe_probe.importers.alike import read_alike, whole_numbers
+from moe_probe.importers.alike import read_alike
 from moe_probe.importers.lines import Chunk, JsonLines
 from moe_probe.importers.nested import from_arrow
 from moe_probe.importers.regular import RegularReader, is_whole
@@ -48,16 +48,8 @@ _ROWS = {
     "token": pa.string(),
     "token_id": pa.int32(),
 }
-_FIELDS = {
-    "document": 2.0**53,
-    "layer": 2.0**31,
-    "token_idx": 2.0**31,
-    "experts": 2.0**31,
-    "token_id": 2.0**31,
-    "gating_probs": None,
-    "weights": None,
-}
-"""The numbers of a row, and below what the whole ones are."""
+_BOUNDS = {"document": 2**53, "layer": 2**31, "token_idx": 2**31, "experts": 2**31, "token_id": 2**31}
+"""The whole numbers of a row, and below what they are."""
 
 
 def read(source: Source) -> Iterator[Trace]:
@@ -180,17 +172,12 @@ def _read_rows(source: Source, lines: JsonLines, first: dict[str, Any]) -> Itera
 def _alike_rows(chunk: Chunk, reader: RegularReader, first: dict[str, Any]) -> _Rows | None:
     """Return the rows of a chunk, or None where its lines are not alike or have not what the first of the file has."""
     found = read_alike(chunk.data, reader)
-    wanted = [name for name in _FIELDS if name in first]
+    wanted = [name for name in (*_BOUNDS, "gating_probs", "weights") if name in first]
     if found is None or any(name not in found for name in wanted) or "token" in first:
         return None
-    whole: dict[str, npt.NDArray[np.int64]] = {}
-    for name in wanted:
-        bound = _FIELDS[name]
-        column = None if bound is None else whole_numbers(found[name], bound)
-        if column is not None:
-            whole[name] = column
-        elif bound is not None:
-            return None
+    whole = {name: found[name] for name in wanted if name in _BOUNDS}
+    if not all(column.dtype.kind == "i" and (np.abs(column) < _BOUNDS[name]).all() for name, column in whole.items()):
+        return None
     weights = next((found[name] for name in ("gating_probs", "weights") if name in first), None)
     experts = whole["experts"]
     if experts.ndim != 2 or any(column.ndim != 1 for name, column in whole.items() if name != "experts"):
@@ -200,11 +187,11 @@ def _alike_rows(chunk: Chunk, reader: RegularReader, first: dict[str, Any]) -> _
     return _Rows(
         chunk.first,
         whole.get("document"),
-        whole["layer"].astype(np.int32),
-        whole["token_idx"].astype(np.int32),
-        experts.astype(np.int32),
+        whole["layer"].astype(np.int32, copy=False),
+        whole["token_idx"].astype(np.int32, copy=False),
+        experts.astype(np.int32, copy=False),
         None if weights is None else weights.astype(np.float32),
-        whole["token_id"].astype(np.int32) if "token_id" in first else None,
+        whole["token_id"].astype(np.int32, copy=False) if "token_id" in first else None,
         None,
     )
 

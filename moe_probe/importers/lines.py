@@ -24,7 +24,7 @@ from moe_probe.importers.regular import RegularReader
 
 Known: TypeAlias = Callable[[dict[str, Any]], bool]
 
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 4 << 20
 _COUNTED_BYTES = 1 << 16
 _BLOCKS_AHEAD = 4
 
@@ -65,14 +65,17 @@ class JsonLines:
             return _object(self.path, number, line) if found is None else found
         raise BadInputError(f"{self.path}: holds no line; nothing can be imported from it")
 
-    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def objects(self, packed: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the objects and the numbers of their lines; regular lists of numbers are arrays.
+
+        Args:
+            packed: a key; long strings of base64 under it are bytes.
 
         Raises:
             BadInputError: if a line is no JSON object.
         """
         for number, line in self.lines():
-            found = self.reader.read(line)
+            found = self.reader.read(line, packed)
             yield number, _object(self.path, number, line) if found is None else found
 
     def plain_objects(self, schema: pa.Schema, known: Known) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,15 +108,16 @@ class JsonLines:
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the file in pieces of whole lines."""
-        return _whole_lines(self.path, self._objects())
+        with ahead(_whole_lines(self.path, self._objects(self._hashed())), 1) as chunks:
+            yield from chunks
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield the lines that hold anything, and their numbers."""
-        return _lines(self._objects(), 1)
+        with ahead(self._objects(self._hashed()), _BLOCKS_AHEAD) as blocks:
+            yield from _lines(blocks, 1)
 
-    def _objects(self) -> Iterator[bytes]:
-        """Yield the file block by block as objects a line, which it may not have been."""
-        blocks = self._blocks()
+    def _objects(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the blocks of the file as objects a line, which it may not have been."""
         start: list[bytes] = []
         for block in blocks:
             start.append(block)
@@ -125,10 +129,6 @@ class JsonLines:
             yield from blocks
         elif head.strip():
             yield _relined(self.path, head + b"".join(blocks))
-
-    def _blocks(self) -> Iterator[bytes]:
-        with ahead(self._hashed(), _BLOCKS_AHEAD) as blocks:
-            yield from blocks
 
     def _hashed(self) -> Iterator[bytes]:
         for block in read_blocks(Source(str(self.path), self.path.name)):

@@ -5,7 +5,6 @@ It does not know models, nor how a recording is made.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +54,6 @@ def write_run(
         RunError: if there is a run already.
         RoutingError: if a weight is no number that a run can hold.
     """
-    started = time.time()
     n_tokens = routing.n_tokens
     if not n_tokens:
         raise BadInputError("nothing was recorded: the routing has no token; run the model while recording")
@@ -71,7 +69,7 @@ def write_run(
     names = [f"sequence {number}" for number in numbers.tolist()] if documents is None else list(documents)
     if len(set(names)) < len(names):
         raise BadInputError("documents: a name is given twice; each sequence needs its own")
-    imported = Imported(RECORDING, Path(out), model, None, {}, started)
+    imported = Imported(RECORDING, Path(out), model, None, {})
     ids = Words().numbers(texts)
     for name, rows in zip(names, np.split(np.arange(n_tokens), np.cumsum(counts)[:-1]), strict=True):
         imported.note(_kept(name, routing.position(0)[order[rows]], [texts[row] for row in rows.tolist()], ids[rows]))

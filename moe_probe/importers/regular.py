@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import simdjson
 
+from moe_probe.importers.packed import unpack
+
 NUMBERS = b"0123456789+-.eE \t\r"
 """The bytes that a number, or the space around it, is made of."""
 
@@ -33,14 +35,19 @@ class RegularReader:
         """Make room for the parser."""
         self._parser = simdjson.Parser()
 
-    def read(self, line: bytes) -> dict[str, Any] | None:
+    def read(self, line: bytes, packed: str | None = None) -> dict[str, Any] | None:
         """Return an object as `json.loads` does, with int64 or float64 arrays for regular lists of numbers.
+
+        Long strings under the key `packed`, if they are base64, are bytes: what they stand for.
 
         Returns None where the line is no JSON object, or one that `json` reads otherwise.
         """
+        line, unpacked = (line, {}) if packed is None else unpack(line, packed)
         try:
             parsed: Any = self._parser.parse(line)
-            found: dict[str, Any] | None = _object(parsed, _Line(line)) if isinstance(parsed, simdjson.Object) else None
+            whole = _Line(line, unpacked)
+            found: dict[str, Any] | None = _object(parsed, whole) if isinstance(parsed, simdjson.Object) else None
+            found = None if whole.unpacked else found  # in a list of other things, where nobody looks for it
         except (ValueError, RuntimeError, LookupError):
             found = None
             self._parser = simdjson.Parser()  # the old one may go on only when nothing of its last text is held
@@ -68,10 +75,11 @@ def is_whole(value: object, dimensions: int) -> bool:
 
 
 class _Line:
-    """A line and where the quotes in it stand, which are looked for when they are wanted."""
+    """A line, what is kept apart from it, and where the quotes in it stand, which are looked for when wanted."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, unpacked: dict[str, bytes]) -> None:
         self.text = text
+        self.unpacked = unpacked
 
     @cached_property
     def quotes(self) -> list[int]:
@@ -94,7 +102,7 @@ def _plain(value: Any, line: _Line, key: str) -> Any:
     if isinstance(value, simdjson.Object):
         return _object(value, line)
     if not isinstance(value, simdjson.Array):
-        return value
+        return line.unpacked.pop(value, value) if isinstance(value, str) else value
     first: Any = value[0] if len(value) else None
     if isinstance(first, simdjson.Object):
         return [_plain(value[place], line, key) for place in range(len(value))]
@@ -141,7 +149,8 @@ def _brackets(shape: Sequence[int]) -> bytes:
         >>> _brackets([2, 3])
         b'[[,,],[,,]]'
     """
-    text = b""
-    for size in reversed(shape):
+    *outer, innermost = shape
+    text = b"[" + b"," * (innermost - 1) + b"]"
+    for size in reversed(outer):
         text = b"[" + b",".join([text] * size) + b"]"
     return text

@@ -46,7 +46,7 @@ def read(source: Source) -> Iterator[Trace]:
 def _read_responses(source: Source) -> Iterator[Trace]:
     number = 0
     sizes: tuple[int, int] | None = None
-    for line, response in source.lines().objects():
+    for line, response in source.lines().objects("routed_experts"):
         for meta, answer in _answers(response):
             number += 1
             where = f"{source.path}, line {line}"
@@ -72,6 +72,7 @@ def _read_responses(source: Source) -> Iterator[Trace]:
                 pieces=None,
                 n_prompt=n_prompt,
                 first=start,
+                unpacked=isinstance(meta["routed_experts"], bytes),
             )
 
 
@@ -90,13 +91,13 @@ def _decode(meta: dict[str, Any], where: str) -> Integers:
         raise BadInputError(
             f"{where}: no meta_info.routed_experts; was SGLang started with --enable-return-routed-experts, and asked?"
         )
-    if not isinstance(value, str):
+    if not isinstance(value, str | bytes):
         return from_lists(value, 3, where).reshape(-1)
     kind = str(meta.get("routed_experts_dtype", "int32")).removeprefix("torch.")
     if kind not in _TYPES:
         raise BadInputError(f"{where}: routed_experts of type {kind!r}; known are {', '.join(_TYPES)}")
     try:
-        data = pybase64.b64decode(value, validate=True)
+        data = value if isinstance(value, bytes) else pybase64.b64decode(value, validate=True)
         return np.frombuffer(data, np.dtype(kind).newbyteorder("<"))
     except (binascii.Error, ValueError) as error:
         raise BadInputError(f"{where}: routed_experts is no base64 of whole {kind} numbers ({error})") from error
@@ -124,7 +125,7 @@ def _sizes(source: Source, flat: Integers, meta: dict[str, Any], known: int | No
     shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if isinstance(shape, list) and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape):
         return shape[1], shape[2]
-    if not isinstance(meta["routed_experts"], str):
+    if not isinstance(meta["routed_experts"], str | bytes):
         array = from_lists(meta["routed_experts"], 3, where)
         return array.shape[1], array.shape[2]
     if n_layers and n_slots:

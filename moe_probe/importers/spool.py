@@ -1,14 +1,15 @@
 """Keeps what was read on disk, until all of it was read and it is known how the run is to be cut.
 
-One record a document: a JSON line, then its arrays as they are. It does not know formats.
+One record a document: a JSON line, then its arrays as they are, each from a byte on that is a multiple of eight within
+the record. It does not know formats.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -48,8 +49,14 @@ class Kept:
         """Rows of the document."""
         return len(self.positions)
 
+    def without_routing(self) -> Kept:
+        """Return the document without its experts and weights, which are most of it."""
+        return replace(self, experts=np.zeros((0, 0, 0), np.int8), weights=None)
+
 
 _ARRAYS = ("experts", "weights", "positions", "places", "token_ids", "generated", "special")
+_LARGE = ("experts", "weights")
+_ALIGNED = 8
 
 
 class Spool:
@@ -81,6 +88,7 @@ class Spool:
             self._file.write(json.dumps(head).encode() + b"\n")
             for array in arrays.values():
                 self._file.write(array.data)
+                self._file.write(bytes(-array.nbytes % _ALIGNED))
 
     def read(self) -> Iterator[Kept]:
         """Yield the documents from the first on."""
@@ -89,9 +97,9 @@ class Spool:
         while line := self._file.readline():
             head = json.loads(line)
             arrays: dict[str, Any] = {"weights": None}
-            for name, (kind, shape) in head["arrays"].items():
-                flat = np.fromfile(self._file, kind, math.prod(shape))
-                arrays[name] = flat.reshape(shape)
+            for large in (True, False):  # apart, so that what is small does not hold on to what is large
+                kinds = {name: kind for name, kind in head["arrays"].items() if (name in _LARGE) == large}
+                arrays |= self._read_arrays(kinds)
             yield Kept(
                 name=head["name"],
                 domain=head["domain"],
@@ -101,3 +109,14 @@ class Spool:
                 texts=head.get("texts", []),
                 **arrays,
             )
+
+    def _read_arrays(self, kinds: Mapping[str, tuple[str, Sequence[int]]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that stand next in the file, given the type and shape of each."""
+        sizes = {name: math.prod(shape) * np.dtype(kind).itemsize for name, (kind, shape) in kinds.items()}
+        data = self._file.read(sum(size + -size % _ALIGNED for size in sizes.values()))
+        found: dict[str, npt.NDArray[Any]] = {}
+        begin = 0
+        for name, (kind, shape) in kinds.items():
+            found[name] = np.frombuffer(data, kind, math.prod(shape), begin).reshape(shape)
+            begin += sizes[name] + -sizes[name] % _ALIGNED
+        return found

@@ -12,6 +12,7 @@ import binascii
 import io
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from tokenize import TokenError
 from typing import Any
 
@@ -34,7 +35,7 @@ def read(source: Source) -> Iterator[Trace]:
         BadInputError: if a response holds no routed experts.
     """
     number = 0
-    for line, response in source.lines().objects():
+    for line, response in source.lines().objects("routed_experts"):
         where = f"{source.path}, line {line}"
         choices = response.get("choices", response.get("outputs"))
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices) or not choices:
@@ -62,7 +63,7 @@ def _trace(response: dict[str, Any], choice: dict[str, Any], place: tuple[int, i
         if n_prompt is not None and before != n_prompt:
             raise BadInputError(f"{where}: {before} rows of prompt_routed_experts for a prompt of {n_prompt} tokens")
         n_prompt = before
-    elif not isinstance(routed, str):  # the generated tokens alone
+    elif not isinstance(routed, str | bytes):  # the generated tokens alone
         if n_prompt is None:
             raise BadInputError(f"{where}: the prompt's experts are missing, and so is how long it was")
         first = n_prompt
@@ -83,6 +84,7 @@ def _trace(response: dict[str, Any], choice: dict[str, Any], place: tuple[int, i
         n_prompt=n_prompt,
         first=first,
         model=response["model"] if isinstance(response.get("model"), str) else None,
+        unpacked=isinstance(routed, bytes),
     )
 
 
@@ -107,20 +109,25 @@ def _lengths(
 
 def _array(value: object, where: str) -> Integers:
     """Return the experts of either form, (tokens, layers, slots)."""
-    return decode_npy(value, where) if isinstance(value, str) else from_lists(value, 3, where)
+    return decode_npy(value, where) if isinstance(value, str | bytes) else from_lists(value, 3, where)
 
 
-def decode_npy(text: str, where: str) -> Integers:
-    """Return the array of whole numbers, (tokens, layers, slots), in base64 of a `.npy` file. No object is ever made.
+def decode_npy(packed: str | bytes, where: str) -> Integers:
+    """Return the array of whole numbers, (tokens, layers, slots), in a `.npy` file. No object is ever made.
+
+    Args:
+        packed: the file, or base64 of it as a string.
+        where: what messages say.
 
     Raises:
         BadInputError: if it is something else.
     """
     try:
-        data = pybase64.b64decode(text, validate=True)
-        file = io.BytesIO(data)
-        read_header = _npy.read_array_header_1_0 if _npy.read_magic(file) == (1, 0) else _npy.read_array_header_2_0
-        shape, by_column, kind = read_header(file)
+        data = packed if isinstance(packed, bytes) else pybase64.b64decode(packed, validate=True)
+        wide = data[6:7] > b"\1"  # the second version says the length of its header in four bytes
+        begin = 12 if wide else 10
+        begin += int.from_bytes(data[8:begin], "little")
+        shape, by_column, kind = _header(data[:begin])
     except (binascii.Error, ValueError, TypeError, SyntaxError, TokenError) as error:
         reason = " ".join(str(error).split())[:120]
         raise BadInputError(f"{where}: routed_experts is no base64 of a .npy file ({reason})") from error
@@ -128,10 +135,19 @@ def decode_npy(text: str, where: str) -> Integers:
         raise BadInputError(
             f"{where}: routed_experts has shape {shape} of {kind}; (tokens, layers, slots) of whole numbers is needed"
         )
-    if math.prod(shape) * kind.itemsize != len(data) - file.tell():
+    if math.prod(shape) * kind.itemsize != len(data) - begin:
         raise BadInputError(f"{where}: routed_experts of shape {shape} is not whole; was it cut short?")
-    flat: Integers = np.frombuffer(data, kind, offset=file.tell())
+    flat: Integers = np.frombuffer(data, kind, offset=begin)
     return flat.reshape(shape, order="F" if by_column else "C")
+
+
+@lru_cache(64)
+def _header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether it is by column, and type, as the head of a `.npy` file says; many files have the same."""
+    file = io.BytesIO(head)
+    read_header = _npy.read_array_header_1_0 if _npy.read_magic(file) == (1, 0) else _npy.read_array_header_2_0
+    shape, by_column, kind = read_header(file)
+    return shape, by_column, kind
 
 
 def _stacked(parts: list[Integers], where: str) -> Integers:

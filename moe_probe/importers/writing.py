@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ from moe_probe import __version__
 from moe_probe.corpus import Document
 from moe_probe.importers.ahead import ahead
 from moe_probe.importers.checking import Checker
+from moe_probe.importers.columns import RoutingColumns
 from moe_probe.importers.spool import Kept, Spool
 from moe_probe.labels import Labeller
 from moe_probe.labels.align import Pieces, word_initial
 from moe_probe.labels.given import PROMPT
-from moe_probe.schema import DROPPED, SPECIAL, UNTAGGED, Router, expert_bits
+from moe_probe.schema import SPECIAL, UNTAGGED, Router, expert_bits
 from moe_probe.store.plan import Layout, Windowing, lay_out, plan_json, shard_rows_for
-from moe_probe.store.shards import RoutingBlock, tokens_table
+from moe_probe.store.shards import tokens_table
 from moe_probe.store.writer import RunWriter, ShardFacts
 from moe_probe.watching import Watch
 
@@ -49,7 +50,8 @@ class Imported:
     model: str | None
     language: str | None
     labellers: Mapping[str, Labeller]
-    started: float
+    started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.perf_counter)  # of a clock that nobody sets
     names: list[str] = field(default_factory=list)
     domains: list[str | None] = field(default_factory=list)
     rows: array[int] = field(default_factory=lambda: array("q"))
@@ -74,10 +76,7 @@ def write_imported(
         BadInputError: if too much of the trace cannot be so.
     """
     places = checker.finish()
-    for document, blank in enumerate(imported.blanks):
-        if set(blank) & set(places):
-            checker.findings.add("blank", imported.rows[document], imported.names[document])
-            imported.rows[document] = imported.characters[document] = 0
+    _leave_out(imported, checker, places)
     checker.refuse_if_mostly_bad()
     n_experts = checker.n_experts or checker.highest + 1
     routers = [
@@ -101,19 +100,35 @@ def write_imported(
     )
     watch.begin("writing", 0, int(layout.rows.sum()))
     there = frozenset(writer.shards)
-    made = (
-        (number, number not in there and _tables(documents, imported, routers, places, weighted))
-        for number, documents in _shards(spool, layout)
-    )
+
+    def tables(number: int, documents: Iterator[tuple[int, Kept]]) -> tuple[pa.Table, pa.Table]:
+        routing = RoutingColumns(routers, places, layout.shards[number].rows, weights=weighted)
+        others: list[tuple[int, Kept]] = []
+        for document, kept in documents:
+            routing.add(kept)
+            others.append((document, kept.without_routing()))
+        return token_table(others, imported), routing.to_table()
+
+    made = ((number, None if number in there else tables(number, some)) for number, some in _shards(spool, layout))
+    done = 0
     with ahead(made, 1) as shards:
-        for number, tables in shards:
-            if tables:
-                writer.write_shard(number, *tables, facts)
-            watch.step(int(sum(layout.shards[each].rows for each in range(number + 1))))
+        for number, shard in shards:
+            if shard:
+                writer.write_shard(number, *shard, facts)
+            done += layout.shards[number].rows
+            watch.step(done)
     labels = [labeller.label_set for labeller in imported.labellers.values()]
     tokenizer = checker.words.tokenizer
     about = about_import(imported, layout, digest, checker.model, type(tokenizer).__name__ if tokenizer else None)
     writer.publish(about, routers, labels, complete=True, weights=weighted)
+
+
+def _leave_out(imported: Imported, checker: Checker, places: tuple[int, ...]) -> None:
+    """Leave out the documents in which a layer holds nothing that has experts in others."""
+    for document, blank in enumerate(imported.blanks):
+        if set(blank) & set(places):
+            checker.findings.add("blank", imported.rows[document], imported.names[document])
+            imported.rows[document] = imported.characters[document] = 0
 
 
 def _shard_rows(n_tokens: int, bytes_per_row: int) -> int:
@@ -126,51 +141,24 @@ def _shard_rows(n_tokens: int, bytes_per_row: int) -> int:
     return max(1, min(wanted, _SHARD_BYTES // bytes_per_row))
 
 
-def _shards(spool: Spool, layout: Layout) -> Iterator[tuple[int, list[tuple[int, Kept]]]]:
-    """Yield the number of each shard and its documents; every document is a window, so that shards end with one."""
+def _shards(spool: Spool, layout: Layout) -> Iterator[tuple[int, Iterator[tuple[int, Kept]]]]:
+    """Yield the number of each shard and its documents, which are to be taken before the next shard is.
+
+    Every document is a window, so that shards end with one.
+    """
     documents = ((number, kept) for number, kept in enumerate(spool.read()) if layout.rows[number])
     firsts = [int(np.count_nonzero(layout.rows[: shard.document])) for shard in layout.shards]
     total = int(np.count_nonzero(layout.rows))
     for shard, (begin, end) in zip(layout.shards, zip(firsts, [*firsts[1:], total], strict=True), strict=True):
-        yield shard.number, list(islice(documents, end - begin))
-
-
-def _tables(
-    documents: list[tuple[int, Kept]],
-    imported: Imported,
-    routers: list[Router],
-    places: tuple[int, ...],
-    weighted: bool,
-) -> tuple[pa.Table, pa.Table]:
-    return token_table(documents, imported), _routing(documents, routers, places, weighted)
-
-
-def _routing(
-    documents: list[tuple[int, Kept]], routers: list[Router], places: tuple[int, ...], weighted: bool
-) -> pa.Table:
-    rows = sum(kept.n_tokens for _, kept in documents)
-    block = RoutingBlock(routers, [False] * len(routers), rows, weights=weighted)
-    kind = np.result_type(*{kept.experts.dtype for _, kept in documents})
-    for router, place in zip(routers, places, strict=True):
-        experts = np.full((router.n_slots, rows), DROPPED, kind)
-        weights = np.zeros((router.n_slots, rows), np.float16) if weighted else None
-        begin = 0
-        for _, kept in documents:
-            end = begin + kept.n_tokens
-            slots = kept.experts.shape[1]
-            experts[:slots, begin:end] = kept.experts[place]
-            if weights is not None and kept.weights is not None:
-                weights[:slots, begin:end] = kept.weights[place]
-            begin = end
-        block.fill(router.index, slice(0, rows), experts.T, None if weights is None else weights.T)
-    return block.to_table()
+        some = islice(documents, end - begin)
+        yield shard.number, some
+        for _ in some:  # those of a shard that is there already
+            pass
 
 
 def token_table(documents: Sequence[tuple[int, Kept]], imported: Imported) -> pa.Table:
     """Return the token rows of some documents, each with its number."""
     columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in _NUMBERS}
-    pieces: list[pa.Array] = []
-    texts: list[pa.Array] = []
     phases: list[npt.NDArray[np.int8]] = []
     labels: dict[str, list[str]] = {name: [] for name in imported.labellers}
     for number, kept in documents:
@@ -189,14 +177,15 @@ def token_table(documents: Sequence[tuple[int, Kept]], imported: Imported) -> pa
         }
         for name, value in values.items():
             columns[name].append(value)
-        pieces.append(_strings(kept.pieces, kept.n_tokens))
-        texts.append(_strings(kept.texts, kept.n_tokens))
         phases.append(np.where(kept.special, 2, kept.generated).astype(np.int8))
         for name, labeller in imported.labellers.items():
             labels[name] += _label(labeller, kept, text, owned, imported.language)
     joined: dict[str, object] = {name: np.concatenate(parts) for name, parts in columns.items()}
     ordered = {name: joined[name] for name in _NUMBERS[:4]}
-    ordered |= {"token": pa.concat_arrays(pieces), "text": pa.concat_arrays(texts)}
+    ordered |= {
+        "token": _strings([(kept.pieces, kept.n_tokens) for _, kept in documents]),
+        "text": _strings([(kept.texts, kept.n_tokens) for _, kept in documents]),
+    }
     ordered |= {name: joined[name] for name in ("char_start", "char_end")}
     ordered |= {
         "phase": pa.array(_PHASES).take(pa.array(np.concatenate(phases))),
@@ -210,8 +199,11 @@ _NUMBERS = ("document", "position", "window_position", "token_id", "char_start",
 _PHASES = (PROMPT, GENERATED, SPECIAL)
 
 
-def _strings(values: list[str], n_tokens: int) -> pa.Array:
-    return pa.array(values, pa.string()) if values else pa.repeat(pa.scalar("", pa.string()), n_tokens)
+def _strings(documents: Sequence[tuple[list[str], int]]) -> pa.Array:
+    """Return the strings of the rows of some documents, given how many rows each has: '' where they are unknown."""
+    if not any(values for values, _ in documents):
+        return pa.repeat(pa.scalar("", pa.string()), sum(rows for _, rows in documents))
+    return pa.array(chain.from_iterable(values or [""] * rows for values, rows in documents), pa.string())
 
 
 def _label(labeller: Labeller, kept: Kept, text: str, owned: Pieces, language: str | None) -> list[str]:
@@ -249,7 +241,7 @@ def about_import(
     domains: Counter[str] = Counter()
     for domain, rows in zip(imported.domains, layout.rows.tolist(), strict=True):
         domains[domain or ""] += rows
-    now = time.time()
+    seconds = time.perf_counter() - imported.began
     return {
         "model": {"name": imported.model or model or "unknown", "quantization": "unknown"},
         "precision": [],
@@ -268,7 +260,7 @@ def about_import(
         "versions": {"moe-probe": __version__, "python": platform.python_version()},
         "times": {
             "started": datetime.fromtimestamp(imported.started, UTC).isoformat(timespec="seconds"),
-            "finished": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
-            "seconds": round(now - imported.started, 3),
+            "finished": datetime.fromtimestamp(imported.started + seconds, UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
         },
     }
