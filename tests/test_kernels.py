@@ -103,6 +103,17 @@ def test_the_package_does_not_load_triton() -> None:
     assert said[0] == said[1]
 
 
+def test_of_equally_heavy_slots_the_lower_expert_comes_first_though_nothing_else_is_to_be_sorted() -> None:
+    for ids in ([1, 0], [0, 1]):
+        assert pack(torch.tensor([[ids]]), torch.full((1, 1, 2), 0.5)).ids.tolist() == [[[0], [1]]]
+
+
+def test_executed_experts_are_counted_where_that_is_asked_for() -> None:
+    logits, ids = torch.zeros(1, 1, 2), torch.tensor([[[1]]])
+    assert summarise(logits, ids, Scoring()).histogram.tolist() == [[0, 1]]
+    assert summarise(logits, ids, Scoring(), count=False).histogram is None
+
+
 def test_a_ring_that_was_not_taken_from_in_time_says_so_once() -> None:
     ring = Ring(1, 1, 4, "cpu")
     for expert in range(3):

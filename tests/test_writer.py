@@ -12,8 +12,9 @@ from spawning import spawn_context
 from written_runs import LABELS, ROUTERS, SCORES, HandMade
 
 from moe_probe.errors import MoeProbeError, RoutingError, RunError
-from moe_probe.schema import probabilities_file, routing_file
+from moe_probe.schema import probabilities_file, routing_file, tokens_file
 from moe_probe.store import RunWriter, ShardFacts, open_run
+from moe_probe.store import writer as writer_module
 from moe_probe.store.columns import probabilities_of
 from moe_probe.store.files import new_file
 from moe_probe.store.plan import plan_json
@@ -127,6 +128,37 @@ def test_a_full_disk_is_one_line_and_costs_the_open_shard_only(tmp_path, monkeyp
     assert "\n" not in str(caught.value)
     assert not list(made.path.rglob("*.tmp"))
     assert open_run(made.path).n_tokens == sum(shard.rows for shard in made.layout.shards[:2])
+
+
+def test_tokens_that_were_staged_are_those_of_the_shard_only_if_they_are_the_same_table(tmp_path, monkeypatch):
+    made = HandMade(tmp_path / "run", [5, 3], shard_rows=5, written=0)
+    expected = HandMade(tmp_path / "other", [5, 3], shard_rows=5)
+    rows = [slice(0, 5), slice(5, 8)]
+    tokens = [made.tokens(one) for one in rows]
+    with RunWriter(made.path, resume=True) as writer:
+        writer.publish_plan(plan_json({"made": "by hand"}, made.layout))
+        writer.stage_tokens(0, tokens[0])
+        writer.stage_tokens(1, tokens[0])  # of another shard by mistake
+        assert not (made.path / tokens_file(0)).exists()
+        assert writer.shards == []
+        written: list[str] = []
+        write_tokens = writer_module.write_tokens
+        monkeypatch.setattr(
+            writer_module, "write_tokens", lambda path, table: written.append(path.name) or write_tokens(path, table)
+        )
+        for number, one in enumerate(rows):
+            writer.write_shard(number, tokens[number], made.routing(one), ShardFacts(SCORES, "passed"))
+    assert written == ["part-000001.parquet.tmp"]
+    for number in (0, 1):
+        assert (made.path / tokens_file(number)).read_bytes() == (expected.path / tokens_file(number)).read_bytes()
+
+
+def test_tokens_that_were_staged_are_swept_away_where_no_shard_came_of_them(made):
+    with RunWriter(made.path, resume=True) as writer:
+        writer.stage_tokens(7, made.tokens(slice(0, 5)))
+        assert list(made.path.rglob("*.tmp"))
+    assert not list(made.path.rglob("*.tmp"))
+    assert not (made.path / tokens_file(7)).exists()
 
 
 def test_a_damaged_shard_is_not_resumed_over(made):

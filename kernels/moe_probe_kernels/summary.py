@@ -21,6 +21,9 @@ from moe_probe_kernels.choosing import Way, choose
 LOWEST = -1e4
 """Bounds a logit's distance from the highest: keeps a masked one, −inf, from making 0·(−inf)."""
 
+_FEW_EXPERTS = 16
+"""Up to this many, on a CPU, an expert's logits of all tokens lie side by side: short last dimensions are slow."""
+
 
 class Summary(NamedTuple):
     """What was found, and which way: `ran` is "triton" or "torch"."""
@@ -28,7 +31,7 @@ class Summary(NamedTuple):
     entropy: torch.Tensor  # (layers, tokens) float32, bits
     margin: torch.Tensor  # (layers, tokens) float32
     share_error: torch.Tensor | None  # (layers,) float32; None where no weights were given
-    histogram: torch.Tensor  # (layers, experts) int32, without the choice of none
+    histogram: torch.Tensor | None  # (layers, experts) int32, without the choice of none; None where not asked for
     ran: Way
 
 
@@ -73,6 +76,7 @@ def summarise(
     weights: torch.Tensor | None = None,
     keep: torch.Tensor | None = None,
     drops: bool = False,
+    count: bool = True,
     way: Way | None = None,
 ) -> Summary:
     """Return entropy and margin of every token, and how often each expert was executed, for all layers at once.
@@ -93,6 +97,7 @@ def summarise(
         drops: whether ids may be negative, where a slot held no expert. The margin is then that of the others; a token
             without any has that of the choice that was dropped, taken to be the best. Where `skips`, a negative id is
             the choice of none.
+        count: whether to count how often each expert was executed; the kernel counts anyway.
         way: "triton" or "torch"; None for what the device has.
 
     Returns:
@@ -114,7 +119,7 @@ def summarise(
         from moe_probe_kernels import summary_kernel
 
         return summary_kernel.launch(logits, ids, scoring, bias, weights, keep, drops)
-    return _reference(logits, ids, scoring, bias, weights, keep, drops)
+    return _reference(logits, ids, scoring, bias, weights, keep, drops, count)
 
 
 def _check(
@@ -162,10 +167,13 @@ def _reference(
     weights: torch.Tensor | None,
     keep: torch.Tensor | None,
     drops: bool,
+    count: bool,
 ) -> Summary:
     n_logits = logits.shape[-1]
-    histogram = _histogram(ids, n_logits - scoring.skips, keep)
+    histogram = _histogram(ids, n_logits - scoring.skips, keep) if count else None
     ids = ids.long().clamp(-1 if drops or scoring.skips else 0, n_logits - 1)
+    if bias is None and not drops and _is_plain_softmax(scoring):
+        return Summary(*_softmax_alone(logits, ids, scoring, weights, keep), histogram, "torch")
     activated, entropy = activate(logits, scoring)
     selection = _selection(logits, activated, bias, scoring)
     if scoring.n_groups > 1:
@@ -180,6 +188,43 @@ def _reference(
     passed_over = selection.scatter(-1, ids, -math.inf).amax(dim=-1)
     share_error = None if weights is None else _share_error(activated, ids, weights, keep)
     return Summary(entropy, chosen - passed_over, share_error, histogram, "torch")
+
+
+def _is_plain_softmax(scoring: Scoring) -> bool:
+    """Say whether the best logits are chosen, and nothing is made of them but a softmax."""
+    changed = scoring.skips or scoring.in_its_type or scoring.rounded_to is not None
+    return scoring.activation == "softmax" and scoring.n_groups == 1 and not changed
+
+
+def _softmax_alone(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    scoring: Scoring,
+    weights: torch.Tensor | None,
+    keep: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return entropy, margin and share error of routers that nearly all are like, in fewer passes than the rule."""
+    read = _read(logits, scoring)
+    n_experts = read.shape[-1]
+    along = 0 if n_experts <= _FEW_EXPERTS and read.device.type == "cpu" else -1
+    read = read.movedim(-1, along).contiguous()
+    slots = ids.movedim(-1, along)
+    shifted = (read - read.amax(dim=along, keepdim=True)).clamp_min_(LOWEST)
+    raised = shifted.exp()
+    total = raised.sum(dim=along)
+    # As in `activate`. What is no longer needed is written over, for memory is what takes the time.
+    entropy = (total.log() - shifted.mul_(raised).sum(dim=along) / total).div_(math.log(2))
+    number = torch.arange(total.numel(), device=read.device).view(total.shape).unsqueeze(along)
+    strides = (total.numel(), 1) if along == 0 else (1, n_experts)  # of an expert and of a token
+    places = (slots * strides[0]).add_(number, alpha=strides[1]).reshape(-1)
+    shares = raised.view(-1).index_select(0, places).view(slots.shape)
+    error = None if weights is None else _error_of(shares.movedim(along, -1), weights, keep)
+    selection = shifted.copy_(read) if scoring.of_logits else raised
+    chosen = selection.view(-1).index_select(0, places).view(slots.shape).amin(dim=along)
+    passed_over = selection.view(-1).index_fill_(0, places, -math.inf).view(selection.shape).amax(dim=along)
+    if not scoring.of_logits:
+        chosen, passed_over = chosen.div_(total), passed_over.div_(total)  # each rounded, as probabilities are
+    return entropy, chosen - passed_over, error
 
 
 def activate(logits: torch.Tensor, scoring: Scoring) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,9 +317,13 @@ def _share_error(
     activated: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor | None
 ) -> torch.Tensor:
     """Return how far a token's weights are at most from being in proportion to its activated logits, (layers,)."""
-    if not ids.shape[1]:
-        return activated.new_zeros(len(activated))
-    shares = activated.gather(-1, ids)
+    return _error_of(activated.gather(-1, ids), weights, keep)
+
+
+def _error_of(shares: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """Do what `_share_error` does, given the activated logits of the executed experts, (layers, tokens, slots)."""
+    if not shares.shape[1]:
+        return shares.new_zeros(len(shares))
     shares = shares / shares.sum(dim=-1, keepdim=True)
     weights = weights.float()
     error = (weights / weights.sum(dim=-1, keepdim=True) - shares).abs()

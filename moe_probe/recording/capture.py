@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 _STACKED_LOGITS = 2**26
 """Logits that are scored at once: bounds the memory of a forward's end, 256 MiB in float32 and some times that."""
+
+
+_FEW_STRETCHES = 32
 
 
 @dataclass(eq=False)
@@ -124,7 +127,7 @@ class _Group(NamedTuple):
     key: str
     weight_dtype: torch.dtype
     scored: bool
-    packed_kept: bool
+    without_padding: bool
 
 
 class Parcel:
@@ -168,16 +171,18 @@ class Parcel:
             names = ("entropy", "margin", "share_error") if group.scored else ()
             scores = {name: arrays[f"{group.key}.{name}"] for name in names}
             shares = arrays.get(f"{group.key}.probabilities")  # (routers, tokens, experts)
-            if keep is not None:
-                if not group.packed_kept:
-                    fields |= {name: fields[name][..., keep] for name in ("experts", "weights")}
+            if keep is not None and not group.without_padding:
+                fields |= {name: fields[name][..., keep] for name in ("experts", "weights")}
                 scores |= {name: scores[name][..., keep] for name in names[:2]}
                 shares = None if shares is None else shares[:, keep]
             # Where there is a row of probabilities to flag, logits that are no numbers are no error.
             entropy = scores.get("entropy") if shares is None else None
             check_decisions(sites, fields["experts"], fields["weights"], fields["extremes"], entropy)
+            lowest = _lowest_margins(scores) if group.scored else np.zeros(0, np.float32)
             for index, site in enumerate(sites):
-                scored = group.scored and _believed(site, group.weight_dtype, scores, index, unproven)
+                scored = group.scored and _believed(
+                    site, group.weight_dtype, float(lowest[index]), float(scores["share_error"][index]), unproven
+                )
                 decided[site.router.index] = Decisions(
                     fields["experts"][index],
                     fields["weights"][index],
@@ -189,21 +194,28 @@ class Parcel:
 
     def _pack(self, key: str, routers: list[int], tensors: dict[str, torch.Tensor]) -> _Group:
         forward = self.forward
-        keep = None if self._rows is None else self._rows.keep
-        ids = torch.stack([_given(forward.ids[router]) for router in routers])  # (layers, tokens, slots)
-        weights = torch.stack([_given(forward.weights[router]) for router in routers])
-        on_host = ids.device.type == "cpu"
-        mask = torch.from_numpy(keep) if keep is not None and on_host else None
         first = self._sites[routers[0]]
-        id_dtype = _id_dtype(first.router.n_experts)
-        packed = pack(ids, weights, mask, id_dtype=id_dtype, dropped=DROPPED if first.form.drops else None)
+        keep = None if self._rows is None else self._rows.keep
+        # A column a slot, as they are kept; the views are (routers, tokens, slots).
+        ids = torch.stack([_given(forward.ids[router]).T for router in routers]).transpose(1, 2)
+        weights = torch.stack([_given(forward.weights[router]).T for router in routers]).transpose(1, 2)
         low, high = torch.aminmax(ids.flatten(1), dim=1)  # before the cast, which would wrap
+        pick = _picker(keep) if keep is not None and ids.device.type == "cpu" else None
+        if pick is not None:
+            ids, weights = (
+                pick(ids.transpose(1, 2), 2).transpose(1, 2),
+                pick(weights.transpose(1, 2), 2).transpose(1, 2),
+            )
+        id_dtype = _id_dtype(first.router.n_experts)
+        packed = pack(ids, weights, id_dtype=id_dtype, dropped=DROPPED if first.form.drops else None)
         tensors |= {f"{key}.experts": packed.ids, f"{key}.weights": packed.weights}
         tensors[f"{key}.extremes"] = torch.stack([low, high], dim=1)
-        scoring = self._sites[routers[0]].scoring
+        scoring = first.scoring
         scored = forward.logits[routers[0]] is not None and scoring is not None
         if scored and scoring is not None:
             logits = torch.stack([_given(forward.logits[router]) for router in routers])
+            if pick is not None:
+                logits = pick(logits, 1)
             biases = None
             if scoring.has_bias:
                 biases = torch.stack([self._sites[router].bias.to(ids.device) for router in routers])
@@ -211,7 +223,18 @@ class Parcel:
             tensors |= {f"{key}.{name}": value for name, value in scores._asdict().items()}
             if forward.with_probabilities:
                 tensors[f"{key}.probabilities"] = probabilities(scoring, logits)
-        return _Group(routers, key, weights.dtype, scored, mask is not None)
+        return _Group(routers, key, weights.dtype, scored, pick is not None)
+
+
+def _picker(keep: Bools) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """Return what picks the rows that are kept along a dimension: stretch by stretch where these are few."""
+    turns = (np.flatnonzero(keep[1:] != keep[:-1]) + 1).tolist()
+    bounds = [0] * bool(keep[:1].any()) + turns + [len(keep)] * bool(keep[-1:].any())
+    if 0 < len(bounds) <= 2 * _FEW_STRETCHES:
+        stretches = [(begin, end - begin) for begin, end in zip(bounds[::2], bounds[1::2], strict=True)]
+        return lambda tensor, along: torch.cat([tensor.narrow(along, *one) for one in stretches], along)
+    places = torch.from_numpy(np.flatnonzero(keep))
+    return lambda tensor, along: tensor.index_select(along, places)
 
 
 def read_rows(forward: Forward, copied: Mapping[str, npt.NDArray[Any]] | None = None) -> Rows:
@@ -228,7 +251,7 @@ def read_rows(forward: Forward, copied: Mapping[str, npt.NDArray[Any]] | None = 
     past = int(arrays["past"]) if "past" in arrays else int(forward.past)
     batch, length = forward.batch, forward.length
     keep = None
-    counted = np.arange(past, past + length)[None]
+    positions = arrays.get("positions")
     if "mask" in arrays:
         shown = arrays["mask"]
         if shown.shape[0] != batch or shown.shape[1] < past + length:
@@ -236,10 +259,12 @@ def read_rows(forward: Forward, copied: Mapping[str, npt.NDArray[Any]] | None = 
                 f"attention_mask {shown.shape} does not cover the {past} positions in the cache and the {length} of "
                 f"this forward for a batch of {batch}"
             )
-        counted = (np.cumsum(shown, axis=1) - 1)[:, past : past + length]
+        if positions is None:
+            positions = (np.cumsum(shown, axis=1) - 1)[:, past : past + length]
         rows = shown[:, past : past + length].reshape(-1)
         keep = None if rows.all() else rows
-    positions = arrays.get("positions", counted)
+    if positions is None:
+        positions = np.arange(past, past + length)[None]
     return Rows(keep, np.broadcast_to(positions, (batch, length)).reshape(-1).astype(np.int32), past)
 
 
@@ -304,14 +329,21 @@ def _repeats(experts: npt.NDArray[np.signedinteger]) -> Bools:
     return repeats
 
 
-def _believed(site: Site, weight_dtype: torch.dtype, scores: Arrays, index: int, unproven: set[int] | None) -> bool:
+def _lowest_margins(scores: Arrays) -> npt.NDArray[np.float32]:
+    """Return each router's lowest margin, (routers,), of the tokens that are not flagged or an error; else infinite."""
+    lowest: npt.NDArray[np.float32] = np.where(np.isnan(scores["entropy"]), np.float32(np.inf), scores["margin"]).min(
+        axis=1, initial=np.inf
+    )
+    return lowest
+
+
+def _believed(
+    site: Site, weight_dtype: torch.dtype, lowest: float, share_error: float, unproven: set[int] | None
+) -> bool:
     """Say whether a router's scores explain its choices; once they did, raise where they no longer do."""
-    margin = scores["margin"][index]
-    margin = margin[~np.isnan(scores["entropy"][index])]  # of tokens that are flagged or an error
     if site.scoring is None or (unproven is not None and site.router.index in unproven):
         return False
-    lowest = float(margin.min()) if margin.size else 0.0
-    if explains(site.scoring, site.router.n_slots, weight_dtype, lowest, float(scores["share_error"][index])):
+    if explains(site.scoring, site.router.n_slots, weight_dtype, lowest, share_error):
         return True
     if unproven is None:
         return False

@@ -41,6 +41,15 @@ class _Stand:
     first_sequence: int = -1
 
 
+class _Sent(NamedTuple):
+    """A forward that is over, on its way to memory; without a parcel where that is left to whoever opens it."""
+
+    forward: Forward
+    parcel: Parcel | None
+    before: _Stand | None
+    after: _Stand
+
+
 class _Check(NamedTuple):
     """The rows that the self-check replays, and what the experts did with them."""
 
@@ -51,7 +60,10 @@ class _Check(NamedTuple):
 
 
 class Recording:
-    """Hooks on a model while its `with` block is open, and what they saw. Get one from `record`."""
+    """Hooks on a model while its `with` block is open, and what they saw. Get one from `record`.
+
+    `stream` is the module whose calls are the forwards; its `attention_mask` tells padding from tokens.
+    """
 
     def __init__(
         self, model: nn.Module, *, self_check: bool | None = None, entropy: bool = True, probabilities: bool = False
@@ -66,7 +78,7 @@ class Recording:
         refuse_unread_experts(model, self._sites)
         self.routers = [site.router for site in self._sites]
         self.self_check = "not run: it was switched off" if self_check is False else "not run: no forward yet"
-        self._stream = find_stream(model, self._sites)
+        self.stream = find_stream(model, self._sites)
         self._entropy = entropy
         self._probabilities = probabilities
         self._forced = bool(self_check)
@@ -75,26 +87,25 @@ class Recording:
         self._forward: Forward | None = None
         self._before: _Stand | None = None
         self._check: _Check | None = None
-        self._sent: list[tuple[Parcel, _Stand | None, _Stand]] = []
+        self._sent: list[_Sent] = []
         self._parts: list[Routing] = []
         self._unproven: set[int] | None = None
         self._n_sequences = 0
+        self._leaves_open = False
         self._caches: weakref.WeakKeyDictionary[Any, _Stand] = weakref.WeakKeyDictionary()
 
     def __enter__(self) -> Recording:
-        claim(self._stream)
-        # Where the model is compiled inside the block, the hooks stay outside of what is compiled.
-        plain: Callable[[Any], Any] = torch.compiler.disable
+        claim(self.stream)
         self._handles = [
-            self._stream.register_forward_pre_hook(plain(self._begin), with_kwargs=True),
-            self._stream.register_forward_hook(plain(self._end)),
+            self.stream.register_forward_pre_hook(_plain(self._begin), with_kwargs=True),
+            self.stream.register_forward_hook(_plain(self._end)),
         ]
         for index, site in enumerate(self._sites):
             # Before the experts' hook: of some forms the experts' sum is made from what the router returned.
             if site.gate is not None and (not site.form.at_call or (self._entropy and site.scoring is not None)):
-                self._handles.append(site.gate.register_forward_hook(plain(self._gate_hook(index))))
+                self._handles.append(site.gate.register_forward_hook(_plain(self._gate_hook(index))))
             hook = self._experts_hook(index) if site.form.at_call else self._sum_hook(index)
-            self._handles.append(site.experts.register_forward_hook(plain(hook), with_kwargs=True))
+            self._handles.append(site.experts.register_forward_hook(_plain(hook), with_kwargs=True))
         return self
 
     def __exit__(
@@ -104,7 +115,7 @@ class Recording:
             handle.remove()
         self._handles = []
         self._forward = self._check = None
-        release(self._stream)
+        release(self.stream)
 
     def routing(self) -> Routing:
         """Return everything recorded and not yet taken.
@@ -113,12 +124,7 @@ class Recording:
             RoutingError: if no forward was recorded, or what came last cannot be what the experts executed.
         """
         self._open_parcels(0)
-        if not self._parts:
-            raise RoutingError(
-                f"{type(self._stream).__name__}: no forward was recorded; call the model inside `with record(model):`, "
-                "and not through a torch.compile made before, which leaves hooks out"
-            )
-        self._parts = [join(self._parts)]
+        self._parts = [self._joined(self._parts)]
         return self._parts[0]
 
     def take(self) -> Routing:
@@ -130,6 +136,32 @@ class Recording:
         taken = self.routing()
         self._parts = []
         return taken
+
+    def take_later(self) -> Callable[[], Routing]:
+        """Do what `take` does, but leave the work to whoever calls what is returned, once.
+
+        That may be another thread, while the model goes on; of several calls, in the order in which they were returned.
+        From now on a forward in memory is only kept when it ends, and sorted, scored and checked by that call, which
+        raises what is wrong with it.
+        """
+        self._leaves_open = True
+        self._forward = self._check = None
+        sent, self._sent = self._sent, []
+        parts, self._parts = self._parts, []
+
+        def take() -> Routing:
+            parts.extend(map(self._open, sent))
+            return self._joined(parts)
+
+        return take
+
+    def _joined(self, parts: Sequence[Routing]) -> Routing:
+        if not parts:
+            raise RoutingError(
+                f"{type(self.stream).__name__}: no forward was recorded; call the model inside `with record(model):`, "
+                "and not through a torch.compile made before, which leaves hooks out"
+            )
+        return join(parts)
 
     # What the hooks do, in the order in which a forward calls them.
 
@@ -154,9 +186,9 @@ class Recording:
             logits = output[site.form.logits] if isinstance(output, tuple) else output
             shape = getattr(logits, "shape", ())
             if self._entropy and forward is not None and shape[-1:] == (n_scores,):
-                logits = logits.detach().flatten(0, -2)
+                logits = logits if len(shape) == 2 else logits.flatten(0, -2)
                 if len(logits) == forward.n_rows:
-                    forward.logits[index] = logits
+                    forward.logits[index] = _without_graph(logits)
 
         return read
 
@@ -165,7 +197,7 @@ class Recording:
         site = self._sites[index]
         ids, weights = site.form.translate(output, None, site.router.n_slots)
         forward = _expected(site, self._forward, ids)
-        forward.ids[index], forward.weights[index] = ids.detach(), weights.detach()
+        forward.ids[index], forward.weights[index] = ids, _without_graph(weights)
         if self._check is not None:
             self._check.returned[index] = (hidden.detach(), output)
 
@@ -176,7 +208,7 @@ class Recording:
             # A forward hook sees the call as the last pre-hook left it, so also what an intervention made of it.
             hidden, ids, weights = site.read_choice(args, kwargs)
             forward = _expected(site, self._forward, ids)
-            forward.ids[index], forward.weights[index] = ids.detach(), weights.detach()
+            forward.ids[index], forward.weights[index] = ids, _without_graph(weights)
             if self._check is not None:
                 rows = self._check.rows.to(hidden.device)
                 self._check.probes[index] = replay.Probe(_take(hidden, rows), _take(output, rows))
@@ -217,7 +249,10 @@ class Recording:
                 "made before recording, use_kernels=True or MXFP4 kernels; load the model without them"
             )
         after = self._keep_stand(forward, output)
-        self._sent.append((Parcel(self._sites, forward), self._before, after))
+        late = self._leaves_open and check is None and not forward.on_cuda
+        self._sent.append(_Sent(forward, None if late else Parcel(self._sites, forward), self._before, after))
+        if late:
+            return
         # One step behind on CUDA, so that the copies of a forward run beside the next one.
         self._open_parcels(1 if forward.on_cuda and check is None else 0)
         if check is not None:
@@ -252,24 +287,29 @@ class Recording:
     def _open_parcels(self, left: int) -> None:
         """Turn all but the last `left` forwards into rows."""
         while len(self._sent) > left:
-            parcel, before, after = self._sent.pop(0)
-            rows, decisions = parcel.open(self._unproven)
-            after.length = rows.past + parcel.forward.length
-            if before is None or before.first_sequence < 0 or not rows.past:
-                after.first_sequence = self._n_sequences
-                self._n_sequences += after.batch
-            elif before.length == rows.past:
-                after.first_sequence = before.first_sequence
-            else:
-                raise RoutingError(_rearranged(f"positions {before.length} to {rows.past}"))
-            numbers = np.arange(after.first_sequence, after.first_sequence + after.batch, dtype=np.int32)
-            sequences = np.repeat(numbers, parcel.forward.length)
-            positions = rows.positions
-            if rows.keep is not None:
-                sequences, positions = sequences[rows.keep], positions[rows.keep]
-            self._parts.append(Routing(self.routers, decisions, sequences, positions))
-            if self._unproven is None and len(sequences):
-                self._unproven = {index for index, one in enumerate(decisions) if one.entropy is None}
+            self._parts.append(self._open(self._sent.pop(0)))
+
+    @torch.no_grad()
+    def _open(self, sent: _Sent) -> Routing:
+        """Turn a forward into rows."""
+        forward, parcel, before, after = sent
+        rows, decisions = (parcel or Parcel(self._sites, forward)).open(self._unproven)
+        after.length = rows.past + forward.length
+        if before is None or before.first_sequence < 0 or not rows.past:
+            after.first_sequence = self._n_sequences
+            self._n_sequences += after.batch
+        elif before.length == rows.past:
+            after.first_sequence = before.first_sequence
+        else:
+            raise RoutingError(_rearranged(f"positions {before.length} to {rows.past}"))
+        numbers = np.arange(after.first_sequence, after.first_sequence + after.batch, dtype=np.int32)
+        sequences = np.repeat(numbers, forward.length)
+        positions = rows.positions
+        if rows.keep is not None:
+            sequences, positions = sequences[rows.keep], positions[rows.keep]
+        if self._unproven is None and len(sequences):
+            self._unproven = {index for index, one in enumerate(decisions) if one.entropy is None}
+        return Routing(self.routers, decisions, sequences, positions)
 
     # The self-check.
 
@@ -278,10 +318,10 @@ class Recording:
         reason = next((reason for reason in map(replay.obstacle, self._sites) if reason), None)
         if reason is not None:
             if self._forced:
-                raise RoutingError(f"{type(self._stream).__name__}: self_check=True cannot be done: {reason}")
+                raise RoutingError(f"{type(self.stream).__name__}: self_check=True cannot be done: {reason}")
             self.self_check, self._to_check = f"not run: {reason}", False
             return
-        if not self._forced and self._implementation() in _checked.get(self._stream, ()):
+        if not self._forced and self._implementation() in _checked.get(self.stream, ()):
             self.self_check, self._to_check = "passed earlier", False
             return
         keep = read_rows(forward).keep
@@ -302,13 +342,31 @@ class Recording:
             self._parts.pop()
             self.self_check = "failed"
             raise
-        _checked.setdefault(self._stream, set()).add(self._implementation())
+        _checked.setdefault(self.stream, set()).add(self._implementation())
         self.self_check, self._to_check = "passed", False
 
     def _implementation(self) -> str:
         """Return how the model runs its experts, as far as it has a choice."""
         config = getattr(self._sites[0].experts, "config", None)
         return str(getattr(config, "_experts_implementation", None))
+
+
+def _plain(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return a hook that stays outside of what is compiled, where the model is compiled inside the block.
+
+    Elsewhere it is called as it is: what torch puts around it takes longer than the hook itself.
+    """
+    disable: Callable[[Callable[..., None]], Callable[..., None]] = torch.compiler.disable
+    outside = disable(hook)
+
+    def call(*args: Any) -> None:
+        (outside if torch.compiler.is_compiling() else hook)(*args)
+
+    return call
+
+
+def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _expected(site: Site, forward: Forward | None, ids: torch.Tensor) -> Forward:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ class Site:
                 f"{self.where}: its experts are not called with the indices and weights of the chosen experts, so that "
                 "its choice can be recorded but not changed"
             )
-        hidden, ids, weights = given = self._given(args, kwargs)
+        hidden, ids, weights = given = args if len(args) == 3 else self._given(args, kwargs)
         if not _are_tensors(given) or ids.dim() != 2 or ids.shape != weights.shape:
             raise self._unreadable(given)
         return hidden, ids, weights
@@ -121,7 +121,7 @@ class Site:
 
 
 def _are_tensors(given: Sequence[Any]) -> bool:
-    return all(isinstance(one, torch.Tensor) for one in given)
+    return all([isinstance(one, torch.Tensor) for one in given])
 
 
 def find_routers(model: nn.Module) -> list[Router]:
@@ -145,8 +145,9 @@ def find_sites(model: nn.Module) -> list[Site]:
     Raises:
         UnsupportedModelError: as `find_routers`.
     """
-    _refuse_known(model)
-    names = [name for name, module in model.named_modules() if _holds_experts(name, module)]
+    modules = dict(model.named_modules())
+    _refuse_known(model, modules.values())
+    names = [name for name, module in modules.items() if _holds_experts(name, module)]
     if not names:
         raise UnsupportedModelError(
             f"{type(model).__name__}: no router found, since it has no module called 'experts'; is it a "
@@ -228,8 +229,8 @@ def check_gates(sites: Sequence[Site]) -> None:
                 )
 
 
-def _refuse_known(model: nn.Module) -> None:
-    for module in model.modules():
+def _refuse_known(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    for module in modules:
         model_type = getattr(getattr(module, "config", None), "model_type", None)
         if model_type in _REFUSED:
             raise UnsupportedModelError(

@@ -219,6 +219,7 @@ def score(
         bias=bias,
         weights=None if scoring.known else weights,  # a scoring that was read needs no proof
         drops=drops,
+        count=False,
     )
     error = told.share_error
     return Scores(told.entropy, told.margin, told.entropy.new_zeros(len(logits)) if error is None else error)

@@ -79,6 +79,7 @@ class RunWriter:
         """
         self.path = Path(path)
         self._facts: dict[int, tuple[int, ShardFacts]] = {}
+        self._staged: dict[int, pa.Table] = {}
         self._is_new = False
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: a run is a folder, and this is a file; choose another name")
@@ -195,6 +196,21 @@ class RunWriter:
                 raise ValueError("write_documents needs at least one table, if an empty one")
             writer.close()
 
+    def stage_tokens(self, number: int, tokens: pa.Table) -> None:
+        """Put the tokens of a shard on the disk before the rest of it is known: as a temporary file, as yet.
+
+        `write_shard` of the same table then has only to rename it. One thread may stage while another writes.
+
+        Raises:
+            MoeProbeError: if the disk is full.
+        """
+        path = self.path / tokens_file(number)
+        with writing(path, self.shards):
+            temporary = path.with_name(path.name + ".tmp")
+            write_tokens(temporary, tokens)
+            flush(temporary)
+        self._staged[number] = tokens
+
     def write_shard(
         self, number: int, tokens: pa.Table, routing: pa.Table, facts: ShardFacts, probabilities: pa.Table | None = None
     ) -> None:
@@ -216,8 +232,10 @@ class RunWriter:
             raise ValueError(f"shard {number}: {tokens.num_rows} token rows, {probabilities.num_rows} of probabilities")
         if tokens.num_rows != routing.num_rows:
             raise ValueError(f"shard {number}: {tokens.num_rows} token rows, {routing.num_rows} routing rows")
+        staged = self._staged.pop(number, None)
         with self._new_file(tokens_file(number)) as temporary:
-            write_tokens(temporary, tokens)
+            if staged is not tokens:
+                write_tokens(temporary, tokens)
         if probabilities is not None:
             with writing(self.path):
                 (self.path / PROBABILITIES_FOLDER).mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ know the model.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from moe_probe.errors import BadInputError
 from moe_probe.store.plan import Window, Windowing
 
 Places = npt.NDArray[np.int64]
+
+_LONG_STRETCH = 128
+"""From so many rows on it is faster to copy a stretch of rows by itself than to look each of them up."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Batch:
     def is_padded(self) -> bool:
         """Whether some window is shorter than the longest."""
         return bool(self.n_tokens < self.mask.size)
+
+    @property
+    def stretches(self) -> list[tuple[slice | Places, slice | Places]]:
+        """Return which of the recorder's rows go to which of the shard's: slices where stretches are long."""
+        breaks = np.flatnonzero((np.diff(self.kept) != 1) | (np.diff(self.rows) != 1)) + 1
+        if len(self.kept) < _LONG_STRETCH * (len(breaks) + 1):
+            return [(self.kept, self.rows)]
+        bounds = itertools.pairwise([0, *breaks.tolist(), len(self.kept)])
+        firsts = ((int(self.kept[begin]), int(self.rows[begin]), end - begin) for begin, end in bounds)
+        return [(slice(kept, kept + size), slice(row, row + size)) for kept, row, size in firsts]
 
 
 def place(windows: Sequence[Window], windowing: Windowing) -> list[PlacedWindow]:

@@ -63,11 +63,10 @@ class Executed:
 
     def fill(self, outcome: Outcome) -> None:
         """Put what came out of one forward into its rows."""
-        kept, rows, routing = outcome.batch.kept, outcome.batch.rows, outcome.routing
-        chosen = slice(None) if len(kept) == routing.n_tokens else kept  # all of them need no copy
-        for experts, decided in zip(self.experts, routing.decisions, strict=True):
-            experts[:, rows] = decided.experts[:, chosen]
-        self.filled += len(rows)
+        for kept, rows in outcome.batch.stretches:
+            for experts, decided in zip(self.experts, outcome.routing.decisions, strict=True):
+                experts[:, rows] = decided.experts[:, kept]
+        self.filled += len(outcome.batch.rows)
 
 
 def count_shard(text: ShardText, tokens: pa.Table, executed: Executed, label_sets: Sequence[LabelSet]) -> CountedShard:

@@ -5,6 +5,7 @@ It does not know windows, runs or models beyond their tokenizer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -53,7 +54,7 @@ class Encoder:
 
     Attributes:
         prefix: the special tokens that the tokenizer puts before any text.
-        vocabulary: the piece of each token id.
+        n_pieces: how many token ids the tokenizer knows.
     """
 
     def __init__(
@@ -88,25 +89,27 @@ class Encoder:
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._n_embeddings = n_embeddings
-        self._special = np.array(sorted(tokenizer.all_special_ids), np.int32)
+        self._is_special = np.zeros(n_embeddings, np.bool_)
+        self._is_special[[token for token in tokenizer.all_special_ids if token < n_embeddings]] = True
+        self._pieces: dict[int, str] = {}
         self.prefix = _prefix(tokenizer) if prefix is None else prefix
-        self.vocabulary: list[str] = [
-            piece if isinstance(piece, str) else ""
-            for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        ]
+        self.n_pieces = len(tokenizer)
 
     @property
     def name(self) -> str:
         """The tokenizer's class."""
         return type(self._tokenizer).__name__
 
-    def piece(self, token_id: int) -> str:
-        """Return the piece of a token id; "" where the model knows more ids than the tokenizer, and may write them."""
-        return self.vocabulary[token_id] if token_id < len(self.vocabulary) else ""
+    def find_pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the pieces of token ids; "" where the model knows more ids than the tokenizer, and may write them."""
+        new = [token for token in ids if token not in self._pieces]
+        found = zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True)
+        self._pieces |= {token: piece if isinstance(piece, str) else "" for token, piece in found}
+        return [self._pieces[token] for token in ids]
 
     def pieces(self, encoded: EncodedDocument) -> Pieces:
         """Return what each token owns, and which are special ones that the text itself spells out."""
-        return Pieces(encoded.starts, encoded.ends, np.isin(encoded.ids, self._special))
+        return Pieces(encoded.starts, encoded.ends, self._is_special[encoded.ids])
 
     def encode(self, documents: Iterable[Document]) -> Iterator[list[EncodedDocument]]:
         """Yield the documents encoded, in order, some at once.
@@ -136,7 +139,9 @@ class Encoder:
                     f"{self._model_name}: its tokenizer gives the id {array.max()} where the model knows"
                     f" {self._n_embeddings} ids; is it the model's own tokenizer?"
                 )
-            starts, ends = own(document.text, offsets)
+            # One by one, for numpy is slow at pairs.
+            spans = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
+            starts, ends = own(document.text, spans)
             encoded.append(EncodedDocument(number + len(encoded), document, array, starts, ends))
         return encoded
 

@@ -1,15 +1,18 @@
 """Runs a model over batches of windows and gives back what was recorded.
 
 The model runs without its head, which would cost a matrix product of the size of the vocabulary for every token. What
-was recorded on CUDA is taken some batches later, so that nobody waits for the device in between. Where memory is too
+was recorded on CUDA is taken some batches later, so that nobody waits for the device in between; elsewhere a thread may
+sort it while the model sees the next batch. Where memory is too
 small a batch is halved, and halved again. It does not know documents, labels or files.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,7 +26,8 @@ from moe_probe.recording import Recording, record
 from moe_probe.recording.routing import Decisions, Routing
 from moe_probe.store.plan import Windowing
 from moe_probe.tracing.batches import Batch, PlacedWindow, assemble, halve
-from moe_probe.tracing.profile import COPY, MODEL, Stopwatch
+from moe_probe.tracing.causal import looks_ahead, without_mask
+from moe_probe.tracing.profile import COPY, IDLE, MODEL, SORT, Stopwatch
 
 _LOGITS_AT_ONCE = 2**25
 _PROBE_TOKENS = 8
@@ -59,6 +63,7 @@ class ForwardPass:
         prefix: the special tokens at each window's start.
         surprisal: whether to compute the surprisal of each token.
         held_bytes: of so much recorded routing the rows may wait; 0 takes them after every batch.
+        sorter: a thread that sorts, scores and checks what was recorded of a batch beside the model; None for none.
         limit: tokens that fit into memory at once, if a batch did not.
     """
 
@@ -69,8 +74,10 @@ class ForwardPass:
     recording: Recording
     clock: _Clock
     held_bytes: int
+    sorter: Executor | None = None
     limit: int | None = field(default=None, init=False)
     _held: list[_Held] = field(default_factory=list, init=False)
+    _sorted: Future[list[Outcome]] | None = field(default=None, init=False)
 
     @property
     def self_check(self) -> str:
@@ -87,14 +94,14 @@ class ForwardPass:
             MoeProbeError: if a single window does not fit into memory.
             RoutingError: if the recorder did not see each token once.
         """
-        self._held = []
+        self._held, self._sorted = [], None
         for windows in groups:
             yield from self._run(assemble(windows, self.windowing, self.prefix, ids_of), ids_of)
-        yield from self._take()
+        yield from self._take_all()
 
     def _run(self, batch: Batch, ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
         if self.limit is not None and batch.ids.size > self.limit and len(batch.windows) > 1:
-            yield from self._take()
+            yield from self._take_all()
             yield from self._run_halves(batch, ids_of)
         elif self._try(batch):
             if sum(held.batch.n_tokens for held in self._held) * self._bytes_per_token >= self.held_bytes:
@@ -102,15 +109,17 @@ class ForwardPass:
         elif self._held:
             # What the failed forward left can no longer be told from what waited: all are run again, one by one.
             again, self._held = [*(held.batch for held in self._held), batch], []
+            yield from self._take_all()
             for one in again:
                 yield from self._run_alone(one, ids_of)
         else:
+            yield from self._take_all()
             yield from self._shrink(batch, ids_of)
 
     def _run_alone(self, batch: Batch, ids_of: Mapping[int, npt.NDArray[np.int32]]) -> Iterator[Outcome]:
         """Run a batch while nothing waits."""
         if self._try(batch):
-            yield from self._take()
+            yield from self._take_all()
         else:
             yield from self._shrink(batch, ids_of)
 
@@ -141,7 +150,7 @@ class ForwardPass:
                 raise
         # Here the error and with it the tensors of the failed forward are gone.
         with suppress(RoutingError):
-            self.recording.take()
+            self.recording.take()  # to forget it
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
         return False
@@ -153,15 +162,34 @@ class ForwardPass:
             with self.clock.stopwatch.part(MODEL):
                 return _Held(batch, surprisal_nats(self.lm, hidden, batch) if self.surprisal else None)
 
+    def _take_all(self) -> Iterator[Outcome]:
+        """Yield what waited and what is being sorted."""
+        yield from self._take()
+        yield from self._finish_sorting(None)
+
     def _take(self) -> Iterator[Outcome]:
-        """Yield what waited."""
+        """Yield what waited; with a thread that sorts, what waited before."""
         held, self._held = self._held, []
         if not held:
             return
         with self.clock.stopwatch.part(MODEL):
             self.clock.wait()
-        with self.clock.stopwatch.part(COPY):
-            routing = self.recording.take()
+        if self.sorter is None:
+            yield from self._open(held, self.recording.take, COPY)
+        else:
+            yield from self._finish_sorting(self.sorter.submit(self._open, held, self.recording.take_later(), SORT))
+
+    def _finish_sorting(self, following: Future[list[Outcome]] | None) -> Iterator[Outcome]:
+        """Yield what was being sorted when this followed it."""
+        before, self._sorted = self._sorted, following
+        if before is not None:
+            with self.clock.stopwatch.part(IDLE):
+                outcomes = before.result()
+            yield from outcomes
+
+    def _open(self, held: Sequence[_Held], take: Callable[[], Routing], part: str) -> list[Outcome]:
+        with self.clock.stopwatch.part(part):
+            routing = take()
             expected = sum(one.batch.n_tokens for one in held)
             if routing.n_tokens != expected:
                 batches = "a batch" if len(held) == 1 else f"{len(held)} batches"
@@ -175,7 +203,7 @@ class ForwardPass:
                 bits = None if one.surprisal is None else _to_bits(one.surprisal)
                 outcomes.append(Outcome(one.batch, _rows(routing, first, one.batch.n_tokens), bits, halved=False))
                 first += one.batch.n_tokens
-        yield from outcomes
+            return outcomes
 
     @property
     def _bytes_per_token(self) -> int:
@@ -193,8 +221,12 @@ def open_forward(
     stopwatch: Stopwatch,
     probabilities: bool = False,
     scores: bool = True,
+    threaded: bool = False,
 ) -> Iterator[ForwardPass]:
     """Record a model while the block is open; without `scores`, no entropy and margin.
+
+    What is recorded comes a batch later where it is `threaded`: sorted beside the model, if that is on no GPU and
+    leaves a processor for it.
 
     Raises:
         UnsupportedModelError: if its routers cannot be read, or its head is no plain one and surprisal is wanted.
@@ -203,14 +235,27 @@ def open_forward(
         check_head(lm)
     lm.model.eval()  # type: ignore[no-untyped-call]  # dropout and router noise off
     clock = _Clock(stopwatch, lm.device)
+    causal = not looks_ahead(decoder(lm), _device(lm))
     handle = decoder(lm).register_forward_hook(clock.model_ended)  # before the recorder's, which sorts and sends
     try:
-        with record(lm.model, entropy=scores, probabilities=probabilities) as recording:
+        with (
+            record(lm.model, entropy=scores, probabilities=probabilities) as recording,
+            ThreadPoolExecutor(1, "sorter") as sorter,
+            # The recorder, whose hook was there before, still sees which rows are padding.
+            without_mask(decoder(lm)) if causal and recording.stream is decoder(lm) else nullcontext(),
+        ):
+            on_gpu = lm.device.type == "cuda"
             # Probabilities of many experts are too large to wait.
-            held_bytes = HELD_BYTES if lm.device.type == "cuda" and not probabilities else 0
-            yield ForwardPass(lm, windowing, prefix, surprisal, recording, clock, held_bytes)
+            held_bytes = HELD_BYTES if on_gpu and not probabilities else 0
+            beside = sorter if threaded and not on_gpu and not probabilities and leaves_processor() else None
+            yield ForwardPass(lm, windowing, prefix, surprisal, recording, clock, held_bytes, beside)
     finally:
         handle.remove()
+
+
+def leaves_processor() -> bool:
+    """Say whether the model's own threads leave a processor to a thread beside them, which else only disturbs them."""
+    return torch.get_num_threads() < (os.cpu_count() or 1)
 
 
 class _Clock:

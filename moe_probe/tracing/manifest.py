@@ -6,8 +6,11 @@ It does not know what was recorded.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 
 import torch
 
@@ -53,8 +56,8 @@ def about_run(
         "precision": lm.precision_rows(),
         "tokenizer": {
             "class": encoder.name,
-            "pieces": len(encoder.vocabulary),
-            "prefix": [encoder.vocabulary[token] for token in encoder.prefix],
+            "pieces": encoder.n_pieces,
+            "prefix": encoder.find_pieces(encoder.prefix),
         },
         "corpus": {
             "documents": len(corpus.token_counts),
@@ -66,7 +69,7 @@ def about_run(
         },
         "settings": settings,
         "seed": None,
-        "versions": {"moe-probe": __version__, "python": platform.python_version()} | _versions(),
+        "versions": {"moe-probe": __version__, "python": platform.python_version(), **_versions()},
         "times": {
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "finished": datetime.fromtimestamp(started + seconds, UTC).isoformat(timespec="seconds"),
@@ -75,7 +78,9 @@ def about_run(
     }
 
 
-def _versions() -> dict[str, str | None]:
+@cache
+def _versions() -> Mapping[str, str | None]:
+    """Return the versions of what a run may hang on; to look them up on the disk takes longer than a small shard."""
     found: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -84,4 +89,4 @@ def _versions() -> dict[str, str | None]:
             found[package] = None
     # It alone says which build it is: packages for CUDA are called by the plain number.
     found["torch"] = str(torch.__version__)
-    return found
+    return MappingProxyType(found)

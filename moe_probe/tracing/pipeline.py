@@ -1,4 +1,4 @@
-"""Makes a run's shards here: the model runs, while the next shard is labelled and the last one written.
+"""Makes a run's shards here: the model runs, while its last batch is sorted, the next shard labelled, the last written.
 
 At most three shards are in memory: one being labelled, one that the model is at, one being written. Where labels or the
 disk are slower than the model, it waits for them. It does not know how a forward, a row or a file is made.
@@ -30,7 +30,7 @@ def run_here(work: Work) -> None:
     """Make the shards that are to be made, in order, with the model as it was given; an `Engine`."""
     stop = threading.Event()
     with (
-        open_shard_tracer(work.lm, work.encoder, work.recipe, work.stopwatch) as tracer,
+        open_shard_tracer(work.lm, work.encoder, work.recipe, work.stopwatch, threaded=True) as tracer,
         _fair_threads(),
         ThreadPoolExecutor(1, "labels") as labelling,
         ThreadPoolExecutor(1, "writer") as writing,
@@ -93,7 +93,11 @@ def _read(work: Work, number: int) -> ShardText:
 
 def _label(work: Work, tracer: ShardTracer, text: Future[ShardText], stop: threading.Event) -> pa.Table:
     with work.stopwatch.part(LABEL):
-        return tracer.rows.make(text.result(), stop)  # read before by this same thread
+        shard = text.result()  # read before by this same thread
+        tokens = tracer.rows.make(shard, stop)
+    with work.stopwatch.part(WRITE):
+        work.stage(shard.number, tokens)
+    return tokens
 
 
 def _write(work: Work, tracer: ShardTracer, text: ShardText, routed: Routed | Executed, tokens: pa.Table) -> None:

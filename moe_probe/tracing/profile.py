@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-READ, GENERATE, MODEL, COPY, LABEL, WRITE, IDLE, OTHER = PARTS = (
+READ, GENERATE, MODEL, COPY, SORT, LABEL, WRITE, IDLE, OTHER = PARTS = (
     "read",
     "generate",
     "model",
     "copy",
+    "sort",
     "label",
     "write",
     "idle",
@@ -23,7 +24,7 @@ READ, GENERATE, MODEL, COPY, LABEL, WRITE, IDLE, OTHER = PARTS = (
 )
 """The parts of a trace, in the order of a profile."""
 
-BESIDE = (LABEL, WRITE)
+BESIDE = (SORT, LABEL, WRITE)
 """Parts that are done by threads of their own, while the model runs."""
 
 _ALONE = (READ, GENERATE)  # nothing runs beside them, so that all that the process does is theirs
@@ -47,8 +48,9 @@ class Profile:
         wall_seconds: from the call to the end, by the clock on the wall; all parts but `BESIDE` together.
         processor_seconds: of all threads of the process; all parts together.
         parts: `read` (inputs to token ids), `generate`, `model` (forwards, and whatever torch's own threads do), `copy`
-            (what was recorded: sorted, checked, put into the shard's rows), `label` (token rows and labels), `write`
-            (files), `idle` (waiting for the two before), `other` (plans, batches). Those without a second are left out.
+            (what was recorded: taken from the model; on a GPU also sorted and checked), `sort` (the same, beside the
+            model), `label` (token rows and labels), `write` (shards put together, files), `idle` (waiting for the three
+            before), `other` (plans, batches). Those without a second are left out.
     """
 
     n_tokens: int

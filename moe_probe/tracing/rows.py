@@ -20,7 +20,7 @@ from moe_probe.labels.given import PROMPT
 from moe_probe.schema import SPECIAL, SURPRISAL_COLUMN
 from moe_probe.store.plan import Window, Windowing
 from moe_probe.store.shards import tokens_table
-from moe_probe.tracing.encoding import EncodedDocument, Encoder, grouped
+from moe_probe.tracing.encoding import EncodedDocument, Encoder, Ints, grouped
 
 _CHARACTERS_AT_ONCE = 20_000
 _DOCUMENTS_AT_ONCE = 64
@@ -77,34 +77,33 @@ class RowMaker:
             last = shard.windows[-1].document
             self._last = {last: values[last]}
         columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in _NUMBERS}
-        texts: list[str] = []
+        texts: list[tuple[bytes, npt.NDArray[np.int32]]] = []
         labels: dict[str, list[str]] = {name: [] for name in self._labellers}
         for window in shard.windows:
             encoded, known = shard.documents[window.document], values[window.document]
             for name, array in self._numbers(window, encoded, known).items():
                 columns[name].append(array)
             n_special = len(self._encoder.prefix) if self._windowing.special else 0
-            texts += [""] * n_special
-            spans = zip(
-                encoded.starts[window.first : window.end].tolist(),
-                encoded.ends[window.first : window.end].tolist(),
-                strict=True,
-            )
-            texts += [encoded.document.text[start:end] for start, end in spans]
+            tokens = slice(window.first, window.end)
+            text, sizes = _owned(encoded.document.text, encoded.starts[tokens], encoded.ends[tokens])
+            texts.append((text, np.concatenate([np.zeros(n_special, np.int32), sizes]) if n_special else sizes))
             for name, of_document in known.labels.items():
                 labels[name] += [SPECIAL] * n_special
-                labels[name] += of_document[window.first : window.end]
+                labels[name] += of_document[tokens]
         return self._table({name: np.concatenate(parts) for name, parts in columns.items()}, texts, labels)
 
     def _table(
-        self, numbers: Mapping[str, npt.NDArray[np.generic]], texts: list[str], labels: dict[str, list[str]]
+        self,
+        numbers: Mapping[str, npt.NDArray[np.generic]],
+        texts: Sequence[tuple[bytes, npt.NDArray[np.int32]]],
+        labels: dict[str, list[str]],
     ) -> pa.Table:
         # The pieces in use alone: a vocabulary may be larger than a shard.
         used, codes = np.unique(numbers["token_id"], return_inverse=True)
-        pieces = pa.array([self._encoder.piece(token) for token in used.tolist()], pa.string())
+        pieces = pa.array(self._encoder.find_pieces(used.tolist()), pa.string())
         columns: dict[str, object] = {name: numbers[name] for name in _NUMBERS[:4]}
         columns["token"] = pieces.take(pa.array(codes))
-        columns["text"] = texts
+        columns["text"] = _strings(texts)
         columns |= {name: numbers[name] for name in ("char_start", "char_end")}
         columns["phase"] = labels.pop("phase")
         columns["word_initial"] = numbers["word_initial"]
@@ -116,19 +115,26 @@ class RowMaker:
         prefix = np.array(self._encoder.prefix, np.int32)
         n_special = len(prefix) if self._windowing.special else 0
         tokens = slice(window.first, window.end)
-        begin = int(encoded.starts[window.first])
+        n_tokens = window.end - window.first
         first = len(prefix) + window.first - window.start
-        rows = {
-            "position": (np.full(n_special, SPECIAL_POSITION), np.arange(window.first, window.end)),
-            "window_position": (np.arange(n_special), np.arange(first, first + window.end - window.first)),
-            "token_id": (prefix[:n_special], encoded.ids[tokens]),
-            "char_start": (np.full(n_special, begin), encoded.starts[tokens]),
-            "char_end": (np.full(n_special, begin), encoded.ends[tokens]),
-            "word_initial": (np.zeros(n_special, np.bool_), known.word_initial[tokens]),
+        rows: dict[str, npt.NDArray[np.generic]] = {
+            "document": np.full(n_special + n_tokens, encoded.number, np.int32),
+            "position": np.arange(window.first, window.end, dtype=np.int32),
+            "window_position": np.arange(first, first + n_tokens, dtype=np.int32),
+            "token_id": encoded.ids[tokens],
+            "char_start": encoded.starts[tokens],
+            "char_end": encoded.ends[tokens],
+            "word_initial": known.word_initial[tokens],
         }
-        joined: dict[str, npt.NDArray[np.generic]] = {name: np.concatenate(parts) for name, parts in rows.items()}
-        joined["document"] = np.full(len(joined["position"]), encoded.number, np.int32)
-        return joined
+        if n_special:
+            begin = np.full(n_special, encoded.starts[window.first])
+            rows["position"] = np.concatenate([np.full(n_special, SPECIAL_POSITION), rows["position"]])
+            rows["window_position"] = np.concatenate([np.arange(n_special), rows["window_position"]])
+            rows["token_id"] = np.concatenate([prefix, rows["token_id"]])
+            rows["char_start"] = np.concatenate([begin, rows["char_start"]])
+            rows["char_end"] = np.concatenate([begin, rows["char_end"]])
+            rows["word_initial"] = np.concatenate([np.zeros(n_special, np.bool_), rows["word_initial"]])
+        return rows
 
     def _label(self, shard: ShardText, stop: threading.Event) -> dict[int, _Values]:
         wanted = dict.fromkeys(window.document for window in shard.windows)
@@ -171,6 +177,27 @@ def _phases(n_prompt: int, owned: Pieces) -> list[str]:
     """Return the phase of each token: by its place, for a generated token may own no character."""
     phases = [PROMPT] * n_prompt + [GENERATED] * (len(owned) - n_prompt)
     return [SPECIAL if special else phase for special, phase in zip(owned.special.tolist(), phases, strict=True)]
+
+
+def _owned(text: str, starts: Ints, ends: Ints) -> tuple[bytes, Ints]:
+    """Return the text that neighbouring tokens own, in UTF-8, and how many bytes of it each of them does."""
+    owned = text[int(starts[0]) : int(ends[-1])]
+    encoded = owned.encode()
+    if len(encoded) == len(owned):
+        return encoded, ends - starts
+    codes = np.frombuffer(owned.encode("utf-32-le"), np.uint32)
+    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    places = np.concatenate([np.zeros(1, np.int32), np.cumsum(widths, dtype=np.int32)])  # of each character
+    return encoded, places[ends - starts[0]] - places[starts - starts[0]]
+
+
+def _strings(texts: Sequence[tuple[bytes, Ints]]) -> pa.Array:
+    """Return the texts of tokens as one column, from those of each window and their sizes."""
+    sizes = np.concatenate([np.zeros(1, np.int32), *(sizes for _, sizes in texts)])
+    data = b"".join(text for text, _ in texts)
+    places = np.cumsum(sizes, dtype=np.int32)
+    assert places[-1] == len(data), "neighbouring tokens own neighbouring characters, see `labels.align.own`"
+    return pa.StringArray.from_buffers(len(sizes) - 1, pa.py_buffer(places), pa.py_buffer(data))
 
 
 _NUMBERS = (

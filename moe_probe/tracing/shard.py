@@ -10,26 +10,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from moe_probe.errors import BadInputError, RoutingError
 from moe_probe.labels import Labeller, open_labeller
 from moe_probe.models import LanguageModel
+from moe_probe.recording.routing import Decisions
 from moe_probe.schema import LabelSet, check_label_name
 from moe_probe.store.plan import Windowing
 from moe_probe.store.shards import ProbabilityBlock, RoutingBlock
 from moe_probe.store.writer import ShardFacts
-from moe_probe.tracing.batches import group, place
+from moe_probe.tracing.batches import Batch, group, place
 from moe_probe.tracing.counted import CountedShard, Executed, count_shard
 from moe_probe.tracing.encoding import Encoder
 from moe_probe.tracing.forward import ForwardPass, Outcome, open_forward
 from moe_probe.tracing.profile import COPY, Stopwatch
 from moe_probe.tracing.rows import RowMaker, ShardText, with_surprisal
 
+Number = TypeVar("Number", bound=np.generic)
+
+_LARGEST_HALF = 65_504.0
+_ROWS_AT_ONCE = 32_768
 _HALVED = (
     "memory was too small for a batch, which was halved: experts are as they would have been, the lowest bits of some"
     " weights may not be"
@@ -141,6 +148,7 @@ class ShardTracer:
             )
         if isinstance(routed, Executed):
             return count_shard(text, tokens, routed, self.label_sets)
+        routed.pour()
         if routed.surprisal is not None:
             tokens = with_surprisal(tokens, routed.surprisal)
         block = routed.block
@@ -153,7 +161,12 @@ class ShardTracer:
 
 @contextmanager
 def open_shard_tracer(
-    lm: LanguageModel, encoder: Encoder, recipe: Recipe, stopwatch: Stopwatch | None = None
+    lm: LanguageModel,
+    encoder: Encoder,
+    recipe: Recipe,
+    stopwatch: Stopwatch | None = None,
+    *,
+    threaded: bool = False,
 ) -> Iterator[ShardTracer]:
     """Record a model while the block is open, to make shards with it.
 
@@ -162,6 +175,7 @@ def open_shard_tracer(
         encoder: its tokenizer, with the prefix of the recipe.
         recipe: how shards are made.
         stopwatch: told where the time goes.
+        threaded: whether what was recorded of a batch may be sorted while the model sees the next one.
 
     Raises:
         BadInputError: a label cannot be given.
@@ -179,13 +193,18 @@ def open_shard_tracer(
         stopwatch=stopwatch,
         probabilities=recipe.probabilities,
         scores=not recipe.counts_only,
+        threaded=threaded,
     ) as forward:
         yield ShardTracer(recipe, label_sets, rows, forward, stopwatch)
 
 
 @dataclass(eq=False)
 class Routed:
-    """What the model gave for one shard, batch by batch."""
+    """What the model gave for one shard, batch by batch.
+
+    Experts, weights and scores wait until `pour` puts those of many batches into their rows at once, so that a small
+    shard's are put together by whoever finishes it, beside the model.
+    """
 
     block: RoutingBlock
     surprisal: npt.NDArray[np.float32] | None
@@ -193,26 +212,77 @@ class Routed:
     probabilities: ProbabilityBlock | None = None
     filled: int = 0
     warnings: list[str] = field(default_factory=list)
+    _waiting: list[tuple[Batch, Sequence[Decisions]]] = field(default_factory=list)
+    _n_waiting: int = 0
 
     def fill(self, outcome: Outcome) -> None:
-        """Put what came out of one forward into its rows."""
-        kept, rows, routing = outcome.batch.kept, outcome.batch.rows, outcome.routing
-        chosen = slice(None) if len(kept) == routing.n_tokens else kept  # all of them need no copy
-        for index, decided in enumerate(routing.decisions):
+        """Take what came out of one forward."""
+        batch, decisions = outcome.batch, outcome.routing.decisions
+        if self.probabilities is not None:
+            for index, decided in enumerate(decisions):
+                shares = decided.probabilities
+                self.probabilities.fill(index, batch.rows, None if shares is None else shares[batch.kept])
+            decisions = [replace(decided, probabilities=None) for decided in decisions]
+        if self.surprisal is not None and outcome.surprisal is not None:
+            self.surprisal[batch.rows] = outcome.surprisal
+        self.filled += len(batch.rows)
+        self._waiting.append((batch, decisions))
+        self._n_waiting += len(batch.rows)
+        if self._n_waiting >= _ROWS_AT_ONCE:
+            self.pour()
+
+    def pour(self) -> None:
+        """Put what waits into its rows.
+
+        Raises:
+            RoutingError: if an expert does not exist, or a weight is no number that float16 can hold.
+        """
+        waiting, self._waiting, self._n_waiting = self._waiting, [], 0
+        if not waiting:
+            return
+        rows = np.concatenate([batch.rows for batch, _ in waiting])
+        begins = np.cumsum([0, *(batch.n_tokens for batch, _ in waiting[:-1])])
+        places = np.concatenate([batch.kept + begin for (batch, _), begin in zip(waiting, begins, strict=True)])
+        order = np.argsort(rows, kind="stable")  # which is quick at runs that are sorted, as each window's are
+        rows, places = rows[order], places[order]
+        gapless = len(rows) > 0 and int(rows[-1] - rows[0]) == len(rows) - 1
+        where = slice(int(rows[0]), int(rows[-1]) + 1) if gapless else rows
+        for index in range(len(self.block.routers)):
+            of_router = [decisions[index] for _, decisions in waiting]
             self.block.fill(
                 index,
-                rows,
-                decided.experts[:, chosen].T,
-                decided.weights[:, chosen].T,
-                None if decided.entropy is None else decided.entropy[chosen],
-                None if decided.margin is None else decided.margin[chosen],
+                where,
+                _joined([one.experts for one in of_router], places).T,
+                _narrowed(_joined([one.weights for one in of_router], places)).T,
+                _scores([one.entropy for one in of_router], places),
+                _scores([one.margin for one in of_router], places),
             )
-            if self.probabilities is not None:
-                shares = routing.probabilities(index)
-                self.probabilities.fill(index, rows, None if shares is None else shares[chosen])
-        if self.surprisal is not None and outcome.surprisal is not None:
-            self.surprisal[rows] = outcome.surprisal
-        self.filled += len(rows)
+
+
+def _joined(parts: Sequence[npt.NDArray[Number]], places: npt.NDArray[np.int64]) -> npt.NDArray[Number]:
+    """Return some tokens of parts, (…, tokens), that lie one after the other."""
+    # To take is some ten times as fast as to index, where the index stands behind a slice.
+    taken: npt.NDArray[Number] = np.concatenate(parts, axis=-1).take(places, axis=-1)
+    return taken
+
+
+def _scores(
+    parts: Sequence[npt.NDArray[np.float32] | None], places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.floating] | None:
+    """Return the scores of some tokens, (tokens,); None where those of a part are not known."""
+    known = [part for part in parts if part is not None]
+    return _narrowed(_joined(known, places)) if len(known) == len(parts) else None
+
+
+def _narrowed(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+    """Return values in float16, as they are kept, by torch, which is some ten times as fast at it as numpy.
+
+    Those that it does not hold are left as they are, for the block to refuse, or to make infinite.
+    """
+    if values.size and (values.max() > _LARGEST_HALF or values.min() < -_LARGEST_HALF):
+        return values
+    halves: npt.NDArray[np.float16] = torch.from_numpy(values).half().numpy()
+    return halves
 
 
 def _open_routed(outcome: Outcome, rows: int, self_check: str, with_probabilities: bool) -> Routed:

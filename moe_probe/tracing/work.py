@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import pyarrow as pa
+
 from moe_probe.errors import RoutingError
 from moe_probe.models import LanguageModel
 from moe_probe.schema import Router
@@ -70,6 +72,17 @@ class Work:
         windows = list(shard_windows(self.layout, number))
         documents = self.spool.read(windows[0].document, windows[-1].document + 1)
         return ShardText(number, {encoded.number: encoded for encoded in documents}, windows)
+
+    def stage(self, number: int, tokens: pa.Table) -> None:
+        """Put the rows of a shard on the disk while the model runs, where nothing of the model goes into them.
+
+        Until `commit` they are a temporary file. One thread at a time, which may be another one than that of `commit`.
+
+        Raises:
+            MoeProbeError: if the disk is full.
+        """
+        if isinstance(self.writer, RunWriter) and not self.recipe.surprisal:
+            self.writer.stage_tokens(number, tokens)
 
     def commit(self, shard: TracedShard | CountedShard) -> None:
         """Put a shard on the disk and publish it. In any order; one thread at a time; each shard once.
