@@ -18,13 +18,9 @@ def html(markup: str) -> None:
     st.html(markup)
 
 
-def style() -> None:
-    """Bring the stylesheet of all pages; done before a page is drawn, which may fail at any line."""
-    st.html(f"<style>{_STYLE.read_text(encoding='utf-8')}</style>")
-
-
 def heading(title: str, lead: str = "") -> None:
     """Show a page's heading and one sentence on what it is for."""
+    _bring_style()
     st.html(f'<header class="mp-heading"><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>')
 
 
@@ -74,9 +70,15 @@ def no_labels(run: Run, *, has_text: bool) -> None:
 
 def callout(kind: str, title: str, text: str, command: str = "") -> None:
     """Show a message that says what to do: `kind` is info, good, warning or error."""
+    _bring_style()  # a page may have failed before its heading
     code = f"<pre>{escape(command)}</pre>" if command else ""
     role = "alert" if kind == "error" else "status"
     st.html(
         f'<div class="mp-callout mp-{escape(kind)}" role="{role}"><strong>{escape(title)}</strong>'
         f"<p>{escape(text)}</p>{code}</div>"
     )
+
+
+def _bring_style() -> None:
+    """Bring the stylesheet of all pages; the page Text, which is drawn again most often, mostly does without it."""
+    st.html(f"<style>{_STYLE.read_text(encoding='utf-8')}</style>")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from moe_probe_app.components import plain, refusal
+from moe_probe_app.components import refusal
 
 PAGES = Path(__file__).parent
 
@@ -38,5 +38,4 @@ page = st.navigation(
     ],
     position="top",
 )
-plain.style()
 refusal.show(page.run)
