@@ -184,7 +184,7 @@ def measure_chart_clicks(page: Page, samples: int) -> list[float]:
     times = []
     for i in range(samples):
         page.get_by_role("link", name="Layers", exact=True).click()
-        page.wait_for_selector(".st-key-layers_heatmap .nsewdrag", state="attached", timeout=60_000)
+        page.locator(".st-key-layers_heatmap .nsewdrag").wait_for(state="attached", timeout=60_000)
         _wait_still(page)
         layer = 1 + 3 * i % 20
         place = page.locator(".st-key-layers_heatmap .js-plotly-plot").evaluate(
@@ -245,7 +245,7 @@ def measure_baseline(browser: Browser, url: str, samples: int, n_layers: int) ->
     """Return the median time of a layer change through st.html in milliseconds."""
     page = browser.new_page(viewport=SIZE)
     page.goto(url)
-    page.wait_for_selector("#text", timeout=60_000)
+    page.locator("#text").wait_for(timeout=60_000)
     times = []
     for i in range(1, samples + 1):
         act = "[...document.querySelectorAll('button')].find((b) => b.textContent.trim() === 'next').click()"
@@ -263,7 +263,8 @@ def _wait_ready(page: Page) -> None:
 
 
 def _wait_still(page: Page) -> None:
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=600_000)
+    # A locator, everywhere: the handle that wait_for_selector returns would keep its element, and a chart, in the tab.
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=600_000)
 
 
 def _text_of(tokens: int) -> str:

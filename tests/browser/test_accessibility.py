@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -25,6 +26,7 @@ PAGES = {
 """Each page's path, and what stands on it once it is drawn."""
 
 
+THEMES: tuple[Literal["light", "dark"], ...] = ("dark", "light")
 # What is drawn anew loses the focus.
 STILL = """
 () => new Promise((done) => {
@@ -55,16 +57,31 @@ def serious(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "text")
-def test_no_page_has_a_serious_violation(
-    browser: Browser, server: str, path: str, theme: Literal["light", "dark"]
-) -> None:
-    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=theme, reduced_motion="reduce")
-    page = context.new_page()
-    open_page(page, server, path)
-    assert serious(page) == []
+@pytest.fixture(scope="module")
+def reader(browser: Browser) -> Iterator[Page]:
+    """A page of a browser that wants no motion."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, reduced_motion="reduce")
+    yield context.new_page()
     context.close()
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=lambda path: path or "text")
+def path(request: pytest.FixtureRequest, reader: Page, server: str) -> str:
+    """The path of each page, which is open; all tests that take it see one before the next."""
+    reader.emulate_media(color_scheme="light")
+    open_page(reader, server, request.param)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("path")
+def test_no_page_has_a_serious_violation_light_or_dark(reader: Page) -> None:
+    seen = set()
+    for theme in THEMES:
+        reader.emulate_media(color_scheme=theme)
+        reader.evaluate(STILL)
+        seen.add(reader.get_by_test_id("stApp").evaluate("(app) => getComputedStyle(app).backgroundColor"))
+        assert serious(reader) == [], theme
+    assert len(seen) == len(THEMES), "dark looks as light does"
 
 
 STOPS = 10
@@ -113,19 +130,16 @@ def test_the_keyboard_alone_goes_through_all_pages(page: Page, server: str) -> N
         page.wait_for_url(f"{server}/{path}*", timeout=30_000)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path or "text")
-def test_what_the_tab_key_reaches_has_a_name_and_shows_that_it_is_focused(page: Page, server: str, path: str) -> None:
-    open_page(page, server, path)
-    main = page.get_by_test_id("stMain")
+def test_what_the_tab_key_reaches_has_a_name_and_shows_that_it_is_focused(path: str, reader: Page) -> None:
+    main = reader.get_by_test_id("stMain")
     main.evaluate("(main) => { main.tabIndex = -1; main.focus(); }")
     stops = 0
     for _ in range(STOPS):
-        page.keyboard.press("Tab")
-        focused = page.evaluate(FOCUSED)
+        reader.keyboard.press("Tab")
+        focused = reader.evaluate(FOCUSED)
         if focused is None:
             break
         assert focused["name"], f"{path}: {focused['tag']} has no name"
-        page.wait_for_timeout(400)  # rings and borders ease in
         x, y, width, height = focused["box"]
         around = {
             "x": max(x - 6, 0),
@@ -135,10 +149,11 @@ def test_what_the_tab_key_reaches_has_a_name_and_shows_that_it_is_focused(page: 
         }
         if width * height == 0 or y > 880:
             continue
-        seen = page.screenshot(clip=around)
-        page.evaluate(LEAVE)  # the next Tab goes on from here all the same
-        page.wait_for_timeout(400)
-        assert page.screenshot(clip=around) != seen, f"{path}: {focused['name'][:60]!r} looks the same without focus"
+        seen = reader.screenshot(clip=around, animations="disabled")  # at their end, that is: rings and borders ease in
+        reader.evaluate(LEAVE)  # the next Tab goes on from here all the same
+        assert reader.screenshot(clip=around, animations="disabled") != seen, (
+            f"{path}: {focused['name'][:60]!r} looks the same without focus"
+        )
         stops += 1
     assert stops or path in ("compare",), f"{path}: nothing can be reached"
 
@@ -163,9 +178,8 @@ def test_the_text_is_worked_by_keys_alone(page: Page, server: str) -> None:
     expect_query(page, find="river")
 
 
-def test_nothing_moves_where_motion_is_not_wanted(browser: Browser, server: str) -> None:
-    context = browser.new_context(viewport={"width": 1400, "height": 900}, reduced_motion="reduce")
-    page = context.new_page()
+def test_nothing_moves_where_motion_is_not_wanted(page: Page, server: str) -> None:
+    page.emulate_media(reduced_motion="reduce")
     open_page(page, server, "")
     moving = view(page).evaluate(
         """(root) => [...root.querySelectorAll('*'), root].filter((one) => {
@@ -175,4 +189,3 @@ def test_nothing_moves_where_motion_is_not_wanted(browser: Browser, server: str)
         }).map((one) => one.className)"""
     )
     assert moving == []
-    context.close()
