@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,19 +77,15 @@ def test_label_adds_labels_without_tracing(tmp_path: Path, capsys: pytest.Captur
     assert "NOUN" in run.label_values("upos")
 
 
-def test_standard_input_is_a_document(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "moe_probe.cli", "trace", "tiny-mixtral", "-", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, "--labels", ""], input=TEXT.encode(), capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert "".join(mp.open_run(tmp_path / "run").tokens(["text"])["text"]) == TEXT
-
-
-def test_no_progress_bar_is_drawn_into_a_pipe(tmp_path: Path) -> None:
+def test_standard_input_is_a_document_beside_files_and_no_progress_bar_is_drawn_into_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "fox.txt").write_text(TEXT)
-    command = [sys.executable, "-m", "moe_probe.cli", "trace", "tiny-mixtral", str(tmp_path / "fox.txt"), "--out"]
-    done = subprocess.run([*command, str(tmp_path / "run"), "--labels", ""], capture_output=True)
-    assert done.returncode == 0
+    command = [sys.executable, "-m", "moe_probe.cli", "trace", "tiny-mixtral", str(tmp_path / "fox.txt"), "-", "--out"]
+    typed = "Typed, not read."
+    done = subprocess.run([*command, str(tmp_path / "run"), "--labels", ""], input=typed.encode(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
     assert done.stderr == b""
+    run = mp.open_run(tmp_path / "run")
+    assert ["".join(run.document_tokens(number)["text"]) for number in run.documents()["document"]] == [TEXT, typed]
 
 
 @pytest.mark.parametrize(
@@ -145,23 +140,6 @@ def test_a_missing_extra_is_named_with_its_command(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "moe-probe: this needs torch: pip install 'moe-probe[trace]'\n"
-
-
-def test_the_demo_traces_the_sample_texts_in_four_bits(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "moe_probe.cli", "demo", "--no-browser"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    run = mp.open_run(tmp_path / "runs/demo")
-    precision = {row["part"]: row for row in run.manifest["precision"]}
-    assert precision["experts"]["bits_per_parameter"] < 5
-    assert precision["router"]["bits_per_parameter"] >= 16
-    assert run.complete
-    assert {label.name for label in run.labels} == {"upos", "shape", "code", "domain"}
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -22,6 +20,7 @@ import traced_models
 from counted_documents import LABELS, OPTIONS, documents
 from killed_counts import NAMES
 from rich.console import Console
+from spawning import execute, warm_context
 from traced_models import files_of
 
 import moe_probe as mp
@@ -147,12 +146,16 @@ def test_it_holds_no_token_and_does_not_grow_with_tokens(lm, counted, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    here = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}:{here}"}
-    script = [sys.executable, str(here / "killed_counts.py"), str(folder)]
-    said = subprocess.run(script, capture_output=True, text=True, env=environment, check=True).stdout
-    ended = [line for line in said.splitlines() if line.startswith(NAMES)]
+    folder, said = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("said")
+    code = "import killed_counts; killed_counts.main(folder)"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        child = warm_context(monkeypatch).Process(
+            target=execute, args=(code, {"folder": folder}, dict(os.environ), said)
+        )
+        child.start()
+    child.join()
+    assert child.exitcode == 0, (said / "err").read_text()
+    ended = [line for line in (said / "out").read_text().splitlines() if line.startswith(NAMES)]
     assert ended == ["whole 0", "before -9", "between -9", "end -9"]
     return folder
 

@@ -164,18 +164,18 @@ def test_routed_and_predicted_are_neighbours_of_one_change(lm: LanguageModel) ->
 
 
 def test_stopping_and_going_on_gives_the_same_bytes(lm: LanguageModel, tmp_path: Path) -> None:
-    options = {"label": "shape", "layers": [4, 5], "batch_tokens": 250}
-    whole = effect_map(lm, texts(8, 3), tmp_path / "whole", **options)
+    options = {"label": "shape", "layers": [4, 5], "batch_tokens": 120}
+    whole = effect_map(lm, texts(6, 2), tmp_path / "whole", **options)
     cancel = threading.Event()
 
     def stop_in_the_second(progress: Progress) -> None:
         if progress.phase == "switching experts off" and progress.tokens_done > 0.4 * (progress.tokens_total or 0):
             cancel.set()
 
-    part = effect_map(lm, texts(8, 3), tmp_path / "part", on_progress=stop_in_the_second, cancel=cancel, **options)
+    part = effect_map(lm, texts(6, 2), tmp_path / "part", on_progress=stop_in_the_second, cancel=cancel, **options)
     assert 0 < len(part.done) < len(whole.done)
     assert effect_table(part)["n"].sum() < effect_table(whole)["n"].sum()
-    resumed = effect_map(lm, texts(8, 3), tmp_path / "part", resume=True, **options)
+    resumed = effect_map(lm, texts(6, 2), tmp_path / "part", resume=True, **options)
     assert resumed.complete
     for file in sorted((tmp_path / "whole" / PARTS).iterdir()):
         with np.load(file) as one, np.load(tmp_path / "part" / PARTS / file.name) as other:

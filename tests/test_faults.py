@@ -6,14 +6,13 @@ import io
 import itertools
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,22 +40,13 @@ LONG_ENOUGH_SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("model")
-
-
-@pytest.fixture(scope="module")
-def lm(model) -> LanguageModel:
-    return traced_models.language_model(model)
-
-
-def texts() -> list[Document]:
-    return [Document(f"d{number}", traced_models.text(50, seed=number)) for number in range(6)]
+def lm(tmp_path_factory) -> LanguageModel:
+    return traced_models.language_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
-    return texts()
+    return [Document(f"d{number}", traced_models.text(50, seed=number)) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -98,44 +88,40 @@ def test_a_disk_that_fills_up_is_one_line_whenever_it_happens(
     assert files_of(tmp_path / "run") == files_of(undisturbed)
 
 
-ON_A_SMALL_DISK = """
-import subprocess
-import sys
-from pathlib import Path
-
-import test_faults
-import traced_models
-from moe_probe.errors import MoeProbeError
-from moe_probe.tracing import trace
-
-model, disk, copy = map(Path, sys.argv[1:])
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=72k", "tmpfs", disk], check=True)
-lm, documents = traced_models.language_model(model), test_faults.texts()
-try:
-    trace(lm, documents, disk / "run", **test_faults.OPTIONS)
-except MoeProbeError as error:
-    print(error)
-subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-trace(lm, documents, disk / "run", resume=True, **test_faults.OPTIONS)
-subprocess.run(["cp", "-r", disk / "run", copy], check=True)
+ALONE = ("unshare", "--user", "--map-root-user", "--mount")
+SMALL_DISK = """
+mount -t tmpfs -o size=72k tmpfs "$0" && echo small && read line
+mount -o remount,size=64m "$0" && echo large && read line
 """
 
 
-def test_a_real_disk_that_is_too_small_loses_the_open_shard_alone(model, undisturbed, tmp_path):
-    alone = ["unshare", "--user", "--map-root-user", "--mount"]
-    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A disk that is soon full, which another process has mounted for itself, and what makes room on it."""
+    if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], capture_output=True).returncode:
         pytest.skip("a disk of this size cannot be mounted here: unshare --user --mount is missing or not permitted")
-    (tmp_path / "disk").mkdir()
-    arguments = map(str, (model, tmp_path / "disk", tmp_path / "copy"))
-    done = subprocess.run(
-        [*alone, sys.executable, "-c", ON_A_SMALL_DISK, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"cannot be written \(no space left\); whole shards kept: [1-9]", done.stdout), done.stdout
-    assert files_of(tmp_path / "copy") == files_of(undisturbed)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [*ALONE, "sh", "-c", SMALL_DISK, str(disk)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "small\n"
+
+        def make_room() -> None:
+            owner.stdin.write("\n")
+            owner.stdin.flush()
+            assert owner.stdout.readline() == "large\n"
+
+        yield Path(f"/proc/{owner.pid}/root{disk}"), make_room
+        owner.stdin.close()
+
+
+def test_a_real_disk_that_is_too_small_loses_the_open_shard_alone(lm, documents, undisturbed, small_disk):
+    disk, make_room = small_disk
+    with pytest.raises(MoeProbeError, match=r"cannot be written \(no space left\); whole shards kept: [1-9]"):
+        trace(lm, documents, disk / "run", **OPTIONS)
+    make_room()
+    trace(lm, documents, disk / "run", resume=True, **OPTIONS)
+    assert files_of(disk / "run") == files_of(undisturbed)
 
 
 def test_a_clock_that_jumps_spoils_nothing(lm, documents, undisturbed, tmp_path, monkeypatch):

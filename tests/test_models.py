@@ -7,12 +7,9 @@ import json
 import logging
 import os
 import re
-import select
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +18,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
+from spawning import execute, warm_context
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, T5Config
 
 import moe_probe as mp
@@ -304,33 +302,47 @@ def hub() -> Iterator[str]:
         server.server_close()
 
 
-def ask(home: Path, calls: list[tuple[str, str | None]], **environment: str) -> list[str]:
-    """Load in a fresh process, as the hub's client reads its settings when it is imported; a line a call."""
-    code = (
-        "import moe_probe as mp\n"
-        f"for name, revision in {calls!r}:\n"
-        "    try:\n"
-        "        lm = mp.load(name, revision=revision, device_map='cpu')\n"
-        "        print(lm.name, lm.revision, len(lm.tokenizer), lm.fingerprint())\n"
-        "    except mp.MoeProbeError as error: print(type(error).__name__, error)\n"
-    )
-    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **environment}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | settings)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.splitlines()
+ASKER = """
+import sys
+assert not {"transformers", "huggingface_hub"} & set(sys.modules)
+import moe_probe as mp
+for name, revision in calls:
+    try:
+        lm = mp.load(name, revision=revision, device_map="cpu")
+        print(lm.name, lm.revision, len(lm.tokenizer), lm.fingerprint())
+    except mp.MoeProbeError as error:
+        print(type(error).__name__, error)
+"""
 
 
-def test_a_hub_id_is_fetched_once_and_loads_with_no_connection_afterwards(tmp_path: Path) -> None:
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Load in a process of its own, as the hub's client reads its settings when it is imported; a line a call."""
+
+    def asked(calls: list[tuple[str, str | None]], **environment: str) -> list[str]:
+        settings = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **environment}
+        child = warm_context(monkeypatch).Process(
+            target=execute, args=(ASKER, {"calls": calls}, os.environ | settings, tmp_path)
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == 0, (tmp_path / "err").read_text()
+        return (tmp_path / "out").read_text().splitlines()
+
+    return asked
+
+
+def test_a_hub_id_is_fetched_once_and_loads_with_no_connection_afterwards(ask: Callable[..., list[str]]) -> None:
     calls = [("org/name", "v1"), ("org/name", None), ("org/name", "v9"), ("org/absent", None)]
     with hub() as address:
-        fetched = ask(tmp_path, calls, HF_ENDPOINT=address)
+        fetched = ask(calls, HF_ENDPOINT=address)
     expected = f"org/name {COMMIT} 8192 "
     assert fetched[0].startswith(expected)
     assert fetched[1] == fetched[0]
     assert fetched[2] == "BadInputError org/name: no revision 'v9' on the hub"
     assert fetched[3].startswith("BadInputError org/absent: no such folder, and no such model on the hub")
     # The hub is gone now, and nothing is listening at its address.
-    unreachable = ask(tmp_path, [("org/name", None), ("org/absent", None)], HF_ENDPOINT=address)
+    unreachable = ask([("org/name", None), ("org/absent", None)], HF_ENDPOINT=address)
     assert unreachable[0] == fetched[0]
     assert unreachable[1].startswith(
         "MoeProbeError org/absent: no such folder, and not in the hub's local cache (the hub"
@@ -338,12 +350,14 @@ def test_a_hub_id_is_fetched_once_and_loads_with_no_connection_afterwards(tmp_pa
     assert unreachable[1].endswith("; check the name and the connection, or give a folder")
 
 
-def test_a_hub_id_and_its_revisions_are_found_in_the_cache_offline(tmp_path: Path) -> None:
+def test_a_hub_id_and_its_revisions_are_found_in_the_cache_offline(
+    ask: Callable[..., list[str]], tmp_path: Path
+) -> None:
     cache = tmp_path / "hub" / "models--org--name"
     shutil.copytree(MODEL, cache / "snapshots" / COMMIT)
     (cache / "refs").mkdir()
     (cache / "refs" / "v1").write_text(COMMIT)
-    found = ask(tmp_path, [("org/name", "v1"), ("org/name", COMMIT), ("org/name", "v2")], HF_HUB_OFFLINE="1")
+    found = ask([("org/name", "v1"), ("org/name", COMMIT), ("org/name", "v2")], HF_HUB_OFFLINE="1")
     assert found[0].startswith(f"org/name {COMMIT} 8192 ")
     assert found[1] == found[0]
     assert found[2].startswith(
@@ -354,22 +368,24 @@ def test_a_hub_id_and_its_revisions_are_found_in_the_cache_offline(tmp_path: Pat
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-LAYER_WEIGHTS = 8 * 3 * 1024 * 768
+LAYER_WEIGHTS = 8 * 3 * 1024 * 384
 LOADER = """
-import gc, sys, torch
+import ctypes, gc, torch
+# Give freed tensors back to the system: those of a real model are large enough for that by themselves.
+M_MMAP_THRESHOLD = -3
+assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536) == 1
 torch.set_num_threads(2)
 import moe_probe as mp
-folder, precisions = sys.argv[1], eval(sys.argv[2])
 for quantization, dtype in precisions:
     # Whatever is imported or built once, in a first load, is not part of the measure.
     mp.load("tiny-mixtral", quantization=quantization, dtype=dtype, device_map="cpu")
 for quantization, dtype in precisions:
     gc.collect()
-    print("ready", flush=True)
-    sys.stdin.readline()
+    test.send("ready")
+    test.recv()
     lm = mp.load(folder, quantization=quantization, dtype=dtype, device_map="cpu")
-    print(lm.precision["bytes"].sum(), flush=True)
-    sys.stdin.readline()
+    test.send(lm.precision["bytes"].sum())
+    test.recv()
     del lm
 """
 
@@ -382,10 +398,10 @@ def anonymous_bytes(process: int) -> int:
 
 
 def big_mixtral(folder: Path) -> Path:
-    """Write 180 MB of random Mixtral in bfloat16: four layers of 38 MB, and attention and embeddings."""
+    """Write 105 MB of random Mixtral in bfloat16: four layers of 24 MB, and attention and embeddings."""
     config = MixtralConfig(
         hidden_size=1024,
-        intermediate_size=768,
+        intermediate_size=384,
         num_hidden_layers=4,
         vocab_size=2048,
         num_attention_heads=8,
@@ -403,33 +419,32 @@ def big_mixtral(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells written memory from mapped files")
-def test_loading_never_holds_more_than_a_layer_beyond_what_is_left(tmp_path: Path) -> None:
+def test_loading_never_holds_more_than_a_layer_beyond_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     precisions = [("4bit", "float32"), ("8bit", "bfloat16"), (None, "float32")]
-    child = subprocess.Popen(
-        [sys.executable, "-c", LOADER, str(big_mixtral(tmp_path)), repr(precisions)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Give freed tensors back to the system: those of a real model are large enough for that by themselves.
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
-    )
+    context = warm_context(monkeypatch)
+    loader, theirs = context.Pipe()
+    names = {"folder": str(big_mixtral(tmp_path / "model")), "precisions": precisions, "test": theirs}
+    child = context.Process(target=execute, args=(LOADER, names, dict(os.environ), tmp_path))
+    child.start()
+    theirs.close()
     try:
         for quantization, dtype in precisions:
-            assert child.stdout.readline() == "ready\n"
+            assert loader.recv() == "ready"
             before = peak = anonymous_bytes(child.pid)
-            child.stdin.write("\n")
-            child.stdin.flush()
-            while not select.select([child.stdout], [], [], 0.001)[0]:
+            loader.send("go on")
+            while not loader.poll(0.001):
                 peak = max(peak, anonymous_bytes(child.pid))
-            final = int(child.stdout.readline())
+            final = loader.recv()
             layer = LAYER_WEIGHTS * getattr(torch, dtype).itemsize
             held = peak - before
             assert 0.5 * final < held <= final + layer, f"{quantization} {dtype}: {held} of {final} + {layer} bytes"
-            child.stdin.write("\n")
-            child.stdin.flush()
-        assert child.communicate()[1] == "", "loading prints nothing where nobody watches"
+            loader.send("go on")
+        child.join()
+        assert child.exitcode == 0
+        assert (tmp_path / "err").read_text() == "", "loading prints nothing where nobody watches"
         assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
     finally:
         child.kill()
-        child.wait()
+        child.join()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_oracle import dequantised, oracle
+from spawning import execute, warm_context
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
@@ -280,18 +280,25 @@ def test_a_packed_model_cannot_be_saved_as_if_it_were_whole(load, tmp_path) -> N
         load("mixtral", "8bit").model.save_pretrained(tmp_path)
 
 
-def test_eight_bits_need_no_bitsandbytes_and_four_bits_say_so(folders) -> None:
+def test_eight_bits_need_no_bitsandbytes_and_four_bits_say_so(folders, tmp_path, monkeypatch) -> None:
     code = (
-        "import sys; sys.modules['bitsandbytes'] = None\n"
+        "import sys\n"
+        "assert 'bitsandbytes' not in sys.modules\n"
+        "sys.modules['bitsandbytes'] = None\n"
         "import moe_probe as mp\n"
-        f"print(mp.load({str(folders['mixtral'])!r}, quantization='8bit', device_map='cpu').parts[0].dtype)\n"
+        "print(mp.load(folder, quantization='8bit', device_map='cpu').parts[0].dtype)\n"
         "try: mp.load('tiny-mixtral', quantization='4bit')\n"
         "except mp.BadInputError as error: print(error)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.startswith("int8\nquantization='4bit' needs bitsandbytes")
-    assert "pip install bitsandbytes" in ran.stdout
-    assert ran.stderr == ""
+    names = {"folder": str(folders["mixtral"])}
+    child = warm_context(monkeypatch).Process(target=execute, args=(code, names, dict(os.environ), tmp_path))
+    child.start()
+    child.join()
+    printed, complained = ((tmp_path / name).read_text() for name in ("out", "err"))
+    assert child.exitcode == 0, complained
+    assert printed.startswith("int8\nquantization='4bit' needs bitsandbytes")
+    assert "pip install bitsandbytes" in printed
+    assert complained == ""
 
 
 def test_merging_expert_by_expert_gives_the_bits_of_merging_all(folders, load, monkeypatch) -> None:

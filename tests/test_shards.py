@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import traced_models
-from spawning import spawn_context
+from spawning import warm_context
 from traced_models import files_of
 
 from moe_probe.corpus import Document
@@ -91,10 +91,10 @@ def test_another_process_makes_the_same_shards(lm, folder, documents, tmp_path, 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def elsewhere(work: Work) -> None:
-        spawn = spawn_context(monkeypatch)
-        answers = spawn.Queue()
+        context = warm_context(monkeypatch)
+        answers = context.Queue()
         texts = [pickle.dumps(work.text(number)) for number in reversed(work.todo)]
-        child = spawn.Process(target=_make_elsewhere, args=(folder, pickle.dumps(work.recipe), texts, answers))
+        child = context.Process(target=_make_elsewhere, args=(folder, pickle.dumps(work.recipe), texts, answers))
         child.start()
         for shard in answers.get(timeout=PATIENCE_SECONDS):
             work.commit(pickle.loads(shard))

@@ -22,7 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, mp.Run]:
     mp.load(str(MODEL)).tokenizer.save_pretrained(folder / "model")
     documents = [mp.Document(name, text, language="en") for name, text in sorted(topics.items()) if len(text) > 500]
     return {
-        name: mp.trace(mp.load(str(model)), documents, folder / name, labels=("upos",), max_tokens=40_000)
+        name: mp.trace(mp.load(str(model)), documents, folder / name, labels=("upos",), max_tokens=20_000, context=256)
         for name, model in (("trained", Path(MODEL)), ("untrained", folder / "model"))
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import moe_probe as mp
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +54,9 @@ def test_the_wheel_holds_the_explorer_the_kernels_the_model_and_the_sample(wheel
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]
 
 
-def test_the_wheel_alone_runs_the_demo_from_another_folder_with_no_network(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_alone_runs_the_demo_in_four_bits_from_another_folder_with_no_network(
+    wheel: Path, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
@@ -74,5 +77,9 @@ def test_the_wheel_alone_runs_the_demo_from_another_folder_with_no_network(wheel
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
     )
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "elsewhere/runs/demo/run.json").read_text())
-    assert manifest["complete"] is True
+    run = mp.open_run(tmp_path / "elsewhere/runs/demo")
+    assert run.complete
+    precision = {row["part"]: row for row in run.manifest["precision"]}
+    assert precision["experts"]["bits_per_parameter"] < 5
+    assert precision["router"]["bits_per_parameter"] >= 16
+    assert {label.name for label in run.labels} == {"upos", "shape", "code", "domain"}
