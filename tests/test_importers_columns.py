@@ -65,6 +65,19 @@ def test_narrow_and_wide_documents_lie_in_one_column():
     assert table["expert_0_0"].to_pylist() == [3, None, 126, 254, None]
 
 
+def test_columns_that_were_cleared_hold_the_next_rows_alone():
+    first, second, third = (drawn(seed, 2, slots, 9 - seed, 8, np.int8) for seed, slots in enumerate((3, 2, 3)))
+    columns = RoutingColumns(routers(2, 3, 8), (0, 1), 9, weights=True)
+    for experts, weights in (first, second, (abs(third[0]), third[1])):
+        columns.clear()
+        columns.add(kept(experts, weights))
+        table = columns.to_table()
+        assert table.equals(routing_table([kept(experts, weights)], routers(2, 3, 8), (0, 1), weighted=True))
+        chosen = experts.shape[1] == 3 and experts.min() >= 0
+        assert (table["expert_0_0"].null_count + table["expert_0_2"].null_count == 0) == chosen
+        assert table["expert_1_1"].to_pylist() == [None if expert == -1 else expert for expert in experts[1, 1]]
+
+
 @pytest.mark.parametrize("expert", [-2, 8, 256, 300])
 def test_an_expert_that_the_routers_do_not_have_is_refused(expert):
     experts = np.array([[[3, expert, -1]]], np.int32)

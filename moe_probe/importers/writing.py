@@ -37,7 +37,7 @@ from moe_probe.watching import Watch
 KIND = "imported"
 GENERATED = "generated"
 
-_SHARD_ROWS = 65_536
+_SHARD_ROWS = 131_072
 _SHARD_BYTES = 128 * 2**20
 
 
@@ -100,21 +100,28 @@ def write_imported(
     )
     watch.begin("writing", 0, int(layout.rows.sum()))
     there = frozenset(writer.shards)
+    most = max(shard.rows for shard in layout.shards)
+    written: list[RoutingColumns] = []  # to be filled again
 
-    def tables(number: int, documents: Iterator[tuple[int, Kept]]) -> tuple[pa.Table, pa.Table]:
-        routing = RoutingColumns(routers, places, layout.shards[number].rows, weights=weighted)
+    def tables(number: int, documents: Iterator[tuple[int, Kept]]) -> tuple[pa.Table, pa.Table, RoutingColumns]:
+        routing = written.pop() if written else RoutingColumns(routers, places, most, weights=weighted)
         others: list[tuple[int, Kept]] = []
         for document, kept in documents:
             routing.add(kept)
             others.append((document, kept.without_routing()))
-        return token_table(others, imported), routing.to_table()
+        tokens = token_table(others, imported)
+        writer.stage_tokens(number, tokens)  # beside the shard before it, which is being written meanwhile
+        return tokens, routing.to_table(), routing
 
     made = ((number, None if number in there else tables(number, some)) for number, some in _shards(spool, layout))
     done = 0
     with ahead(made, 1) as shards:
         for number, shard in shards:
             if shard:
-                writer.write_shard(number, *shard, facts)
+                tokens, table, routing = shard
+                writer.write_shard(number, tokens, table, facts)
+                routing.clear()
+                written.append(routing)
             done += layout.shards[number].rows
             watch.step(done)
     labels = [labeller.label_set for labeller in imported.labellers.values()]

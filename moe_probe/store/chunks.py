@@ -7,10 +7,9 @@ It does not know what a file is made of beside. (Apache Parquet, parquet.thrift 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,41 +30,50 @@ PAGE_ROWS = 1 << 14
 
 _INTEGERS = {pa.uint8(): (8, 11), pa.uint16(): (16, 12), pa.uint32(): (32, 13)}
 """Bits, and the number of the older way to say so, of the types that experts have."""
+_KINDS = {kind: np.dtype(str(kind)) for kind in _INTEGERS} | {pa.float16(): np.dtype(np.float16)}
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One column of one row group: `pages` as they are in the file, and what the footer says of them.
+class Chunk(NamedTuple):
+    """One column of one row group: `pages` in the pieces that follow each other in the file, and what the footer says.
 
-    `dictionary_bytes` is how long the dictionary's page is, 0 where there is none.
+    `dictionary_bytes` is how long the dictionary's page is, 0 where there is none; `n_bytes` how long all pages are,
+    heads included.
     """
 
-    pages: tuple[bytes, ...]
+    pages: Sequence[bytes | memoryview]
     physical: int
     encodings: tuple[int, ...]
     codec: int
     rows: int
     dictionary_bytes: int
+    n_bytes: int
     uncompressed_bytes: int
-
-    @property
-    def n_bytes(self) -> int:
-        """How long the pages are, headers included."""
-        return sum(map(len, self.pages))
 
     def metadata(self, name: str, begin: int) -> Value:
         """Return what the footer says of the chunk if it begins at a byte of the file."""
         fields = {
             1: int32(self.physical),
-            2: sequence([int32(encoding) for encoding in self.encodings]),
-            3: sequence([binary(name.encode())]),
+            2: _encodings(self.encodings),
+            3: _path(name),
             4: int32(self.codec),
             5: int64(self.rows),
             6: int64(self.uncompressed_bytes),
             7: int64(self.n_bytes),
             9: int64(begin + self.dictionary_bytes),
         }
-        return struct(fields | ({11: int64(begin)} if self.dictionary_bytes else {}))
+        if self.dictionary_bytes:
+            fields[11] = int64(begin)
+        return struct(fields)
+
+
+@lru_cache(16)
+def _encodings(encodings: tuple[int, ...]) -> Value:
+    return sequence([int32(encoding) for encoding in encodings])
+
+
+@lru_cache(4096)
+def _path(name: str) -> Value:
+    return sequence([binary(name.encode())])
 
 
 @lru_cache(4096)
@@ -95,10 +103,12 @@ def encode(column: pa.Array) -> Chunk:
     Args:
         column: of one of the types that `element` takes, with one row or more.
     """
-    kind, rows = np.dtype(column.type.to_pandas_dtype()), len(column)
+    kind, rows = _KINDS[column.type], len(column)
     values = np.frombuffer(column.buffers()[1], kind, rows, column.offset * kind.itemsize)
     there = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
-    return _halves(values, there) if kind == np.float16 else _experts(values, there)
+    if kind == np.float16:
+        return _halves(values, there)
+    return _whole_experts(values) if there is None else _some_experts(values, there)
 
 
 def _levels(there: npt.NDArray[np.bool_] | None, rows: int) -> bytes:
@@ -118,40 +128,83 @@ def _pages(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Ite
 def _halves(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Chunk:
     codec = pa.Codec("zstd", compression_level=_LEVEL)
     pages: list[bytes] = []
-    uncompressed = 0
+    compressed = uncompressed = 0
     for place, (levels, held) in enumerate(_pages(values, there)):
         rows = min(PAGE_ROWS, len(values) - place * PAGE_ROWS)
         data = b"".join([levels, held.data])
         body = codec.compress(data, asbytes=True)
         head = _data_page(_PLAIN, rows, len(data), len(body))
         pages += [head, body]
+        compressed += len(head) + len(body)
         uncompressed += len(head) + len(data)
-    return Chunk(tuple(pages), _FIXED_BYTES, (_RLE, _PLAIN), _ZSTD, len(values), 0, uncompressed)
+    return Chunk(pages, _FIXED_BYTES, (_RLE, _PLAIN), _ZSTD, len(values), 0, compressed, uncompressed)
 
 
-def _experts(values: npt.NDArray[Any], there: npt.NDArray[np.bool_] | None) -> Chunk:
-    held = values if there is None else values[there]
+def _some_experts(values: npt.NDArray[Any], there: npt.NDArray[np.bool_]) -> Chunk:
+    """Return a column of experts with gaps."""
+    held = values[there]
     highest = int(held.max(initial=0))
-    width = max(1, highest.bit_length())
-    short = width <= _WIDEST and 4 * (highest + 1) + width * len(held) // 8 < 4 * len(held)
-    before = _dictionary(highest) if short else ()
-    # Whole groups of eight fill a page, so that all pages can be packed at once, if there is no gap.
-    packed = memoryview(pack(held, width)) if short and there is None else None
-    pages = [*before]
+    width, short = _width(highest, len(held))
+    pages = [*_dictionary(highest)] if short else []
+    before = sum(map(len, pages))
     for place, (levels, of_page) in enumerate(_pages(values, there)):
         rows = min(PAGE_ROWS, len(values) - place * PAGE_ROWS)
-        if packed is not None:
-            begin = place * PAGE_ROWS // 8 * width
-            data: list[bytes | memoryview] = [bytes([width]), _run(rows), packed[begin : begin + -(-rows // 8) * width]]
-        elif short:
-            data = [bytes([width]), _run(len(of_page)), pack(of_page, width)]
-        else:
-            data = [of_page.astype("<u4").tobytes()]
+        data = (
+            [bytes([width]), _run(len(of_page)), pack(of_page, width)] if short else [of_page.astype("<u4").tobytes()]
+        )
         body = b"".join([levels, *data])
         pages += [_data_page(_DICTIONARY if short else _PLAIN, rows, len(body), len(body)), body]
+    return _chunk(pages, short, len(values), before, sum(map(len, pages)))
+
+
+def _whole_experts(values: npt.NDArray[Any]) -> Chunk:
+    """Return a column of experts without a gap: all its pages are packed at once, for a page is whole groups of eight.
+
+    What stands before the numbers of a page is the same for all columns of as many rows and as high a highest expert.
+    """
+    rows = len(values)
+    highest = int(values.max()) if rows else 0
+    width, short = _width(highest, rows)
+    pages: list[bytes | memoryview] = [*_dictionary(highest)] if short else []
+    before = sum(map(len, pages))
+    heads, sizes, total = _heads(rows, width if short else None)
+    data = memoryview(pack(values, width) if short else values.astype("<u4").tobytes())
+    begin = 0
+    for head, size in zip(heads, sizes, strict=True):
+        pages += (head, data[begin : begin + size])
+        begin += size
+    return _chunk(pages, short, rows, before, before + total)
+
+
+def _chunk(pages: Sequence[bytes | memoryview], short: bool, rows: int, before: int, total: int) -> Chunk:
     encodings = (_PLAIN, _RLE, _DICTIONARY) if short else (_RLE, _PLAIN)
-    sizes = sum(map(len, before)), sum(map(len, pages))
-    return Chunk(tuple(pages), _INT32, encodings, _UNCOMPRESSED, len(values), *sizes)
+    return Chunk(pages, _INT32, encodings, _UNCOMPRESSED, rows, before, total, total)
+
+
+def _width(highest: int, count: int) -> tuple[int, bool]:
+    """Return of how many bits numbers are, and whether they and a dictionary are shorter than the numbers plain."""
+    width = max(1, highest.bit_length())
+    return width, width <= _WIDEST and 4 * (highest + 1) + width * count // 8 < 4 * count
+
+
+@lru_cache(256)
+def _heads(rows: int, width: int | None) -> tuple[list[bytes], list[int], int]:
+    """Return what stands before the numbers of each page, how long these are, and the length of it all.
+
+    Args:
+        rows: of all pages, none of them without a number.
+        width: of a number in bits; None where it is plain.
+    """
+    heads, sizes = [], []
+    for begin in range(0, rows, PAGE_ROWS):
+        count = min(PAGE_ROWS, rows - begin)
+        levels = _levels(None, count)
+        lead = levels if width is None else levels + bytes([width]) + _run(count)
+        size = 4 * count if width is None else -(-count // 8) * width
+        length = len(lead) + size
+        heads.append(_data_page(_PLAIN if width is None else _DICTIONARY, count, length, length) + lead)
+        sizes.append(size)
+    return heads, sizes, sum(map(len, heads)) + sum(sizes)
 
 
 @lru_cache(16)

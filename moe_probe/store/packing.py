@@ -6,6 +6,7 @@ Eight bytes are shifted together at once, as one number of 64 bits. It does not 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -48,13 +49,20 @@ def _gather(words: npt.NDArray[np.uint64], spare: npt.NDArray[np.uint64], lane: 
     size, used = lane, width
     spare = spare[: len(words)]
     while size < 64:  # two neighbours of `size` bits become one of twice as many
-        low = sum((1 << used) - 1 << place for place in range(0, 64, 2 * size))
-        np.bitwise_and(words, np.uint64(low << size), out=spare)
-        np.right_shift(spare, np.uint64(size - used), out=spare)
-        np.bitwise_and(words, np.uint64(low), out=words)
+        low, high, apart = _masks(size, used)
+        np.bitwise_and(words, high, out=spare)
+        np.right_shift(spare, apart, out=spare)
+        np.bitwise_and(words, low, out=words)
         np.bitwise_or(words, spare, out=words)
         size, used = 2 * size, 2 * used
     if lane == 16:  # a group is two words
         first, second = words[::2], words[1::2]
         first |= second << np.uint64(used)
         second >>= np.uint64(64 - used)
+
+
+@lru_cache(64)
+def _masks(size: int, used: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Return the used bits of each first neighbour, those of each second, and by how many bits the seconds move."""
+    low = sum((1 << used) - 1 << place for place in range(0, 64, 2 * size))
+    return np.uint64(low), np.uint64(low << size), np.uint64(size - used)

@@ -14,6 +14,8 @@ Value: TypeAlias = tuple[int, bytes]
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 4, 5, 6, 8, 9, 12
 
+_BYTES = [bytes([number]) for number in range(256)]
+
 
 @lru_cache(1024)
 def varint(number: int) -> bytes:
@@ -56,6 +58,7 @@ def int32(number: int) -> Value:
     return _I32, _zigzag(number)
 
 
+@lru_cache(1024)
 def int64(number: int) -> Value:
     """Return a number of eight bytes."""
     return _I64, _zigzag(number)
@@ -83,6 +86,6 @@ def struct(fields: Mapping[int, Value]) -> Value:
     parts: list[bytes] = []
     before = 0
     for number, (kind, data) in fields.items():
-        parts += [bytes([number - before << 4 | kind]), data]
+        parts += (_BYTES[number - before << 4 | kind], data)
         before = number
     return _STRUCT, b"".join([*parts, b"\0"])
