@@ -64,6 +64,7 @@ class RoutingColumns:
         self._whole &= lowest > DROPPED and n_slots == self._experts.shape[1]
         if kept.weights is not None:
             self._weights[:, :n_slots, rows] = kept.weights[chosen]
+            self._weights[:, n_slots:, rows] = 0
         self._filled = rows.stop
 
     def to_table(self) -> pa.Table:
