@@ -264,6 +264,21 @@ def test_a_cell_of_the_syntax_heatmap_filters_the_text(
     assert colours(page, SEEN) == [e if e == expert else -1 for e in first]
 
 
+def test_charts_that_are_gone_leave_nothing_in_the_tab(page: Page, server: str) -> None:
+    page.goto(f"{server}/?run=small&document=0&layer=0")
+    tab = page.context.new_cdp_session(page)
+    nodes = []
+    for _ in range(4):
+        page.get_by_role("link", name="Layers", exact=True).click()
+        expect(page.locator(".st-key-layers_heatmap .nsewdrag")).to_be_attached()
+        page.get_by_role("link", name="Text", exact=True).click()
+        show_layer(page, 0)
+        expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+        tab.send("HeapProfiler.collectGarbage")
+        nodes.append(tab.send("Memory.getDOMCounters")["nodes"])
+    assert nodes[3] - nodes[1] < 100, nodes  # a chart is some hundreds
+
+
 def test_the_whole_way_goes_with_the_keyboard_alone(page: Page, server: str) -> None:
     page.goto(f"{server}/?run=small&document=0&layer=0")
     show_layer(page, 0)
