@@ -186,7 +186,7 @@ def test_an_error_while_a_shard_is_written_keeps_the_shards_before_it(tmp_path, 
 def test_shards_of_an_import_are_large_but_three_fit_into_memory():
     from moe_probe.importers.writing import _shard_rows
 
-    assert _shard_rows(1_000, 128) == 131_072  # small: few files
+    assert _shard_rows(1_000, 128) == 65_536  # small: few files
     assert _shard_rows(64_000_000, 100) == 1_000_000
     assert _shard_rows(64_000_000, 1_856) == 128 * 2**20 // 1_856  # wide: no more than 128 MB each
     assert _shard_rows(10, 2**40) == 1

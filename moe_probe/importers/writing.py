@@ -37,7 +37,7 @@ from moe_probe.watching import Watch
 KIND = "imported"
 GENERATED = "generated"
 
-_SHARD_ROWS = 131_072
+_SHARD_ROWS = 65_536
 _SHARD_BYTES = 128 * 2**20
 
 
