@@ -33,9 +33,9 @@ def spawn_context(monkeypatch: pytest.MonkeyPatch) -> SpawnContext:
 
 
 def warm_context(monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
-    """Return the context whose processes have torch, and nothing that a test has done.
+    """Return the context whose processes have what is slow to import, and nothing that a test has done.
 
-    They are forked, by a process without threads that has imported torch and no more, once for all tests of a worker.
+    They are forked by a process without threads that has imported that and no more, and serves all tests of a worker.
     """
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     context = multiprocessing.get_context("forkserver")
