@@ -125,13 +125,15 @@ def test_another_type_is_refused_by_name(tmp_path):
 @given(data=st.data(), width=st.integers(1, 16), size=st.integers(0, 100))
 def test_numbers_are_packed_lowest_bit_first(data, width, size):
     values = data.draw(st.lists(st.integers(0, 2**width - 1), min_size=size, max_size=size))
-    packed = int.from_bytes(pack(np.array(values, np.uint8 if width <= 8 else np.uint16), width), "little")
-    assert packed == sum(value << place * width for place, value in enumerate(values))
+    array = np.array(values, np.uint8 if width <= 8 else np.uint16)
+    first, second = (int.from_bytes(row.tobytes(), "little") for row in pack([array, array[::-1]], width))
+    assert first == sum(value << place * width for place, value in enumerate(values))
+    assert second == sum(value << place * width for place, value in enumerate(reversed(values)))
 
 
 def test_many_numbers_are_packed_as_a_few_are():
     draw = np.random.default_rng(0)
     for width in (3, 6, 9, 11, 16):
         values = draw.integers(0, 2**width, 300_000).astype(np.uint8 if width <= 8 else np.uint16)
-        parts = [pack(values[begin : begin + 800], width) for begin in range(0, len(values), 800)]
-        assert pack(values, width) == b"".join(parts)
+        parts = [pack([values[begin : begin + 800]], width) for begin in range(0, len(values), 800)]
+        assert pack([values], width).tobytes() == np.concatenate(parts, axis=1).tobytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ _WIDEST = 16
 _LEVEL = 1
 PAGE_ROWS = 1 << 14
 """A reader of a few rows reads whole pages."""
+_TOGETHER_BYTES = 1 << 19
+"""Columns that are packed together stay in the processor's cache."""
 
 _INTEGERS = {pa.uint8(): (8, 11), pa.uint16(): (16, 12), pa.uint32(): (32, 13)}
 """Bits, and the number of the older way to say so, of the types that experts have."""
@@ -95,25 +98,55 @@ def element(name: str, kind: pa.DataType) -> Value:
     return struct({1: int32(_FIXED_BYTES), 2: int32(2), 3: int32(_OPTIONAL), 4: binary(name.encode()), 10: logical})
 
 
-def encode(column: pa.Array) -> Chunk:
-    """Return a column as it is on disk.
+def encode(columns: Sequence[pa.Array]) -> Iterator[Chunk]:
+    """Yield columns as they are on disk.
 
     Experts have a dictionary, or are plain where that is no longer; float16 is plain and compressed by zstd.
 
     Args:
-        column: of one of the types that `element` takes, with one row or more.
+        columns: of the types that `element` takes, all with as many rows.
     """
+    for packing, some in groupby(map(_read, columns), lambda column: column.packing):
+        if packing is None:
+            yield from map(_encode_alone, some)
+            continue
+        alike = list(some)
+        most = max(1, _TOGETHER_BYTES // max(1, alike[0].values.nbytes))
+        for begin in range(0, len(alike), most):
+            yield from _whole_experts(alike[begin : begin + most], packing[1])
+
+
+class _Column(NamedTuple):
+    """Its values and where there are any; and of what type and how many bits its numbers are, if all can be packed."""
+
+    values: npt.NDArray[Any]
+    there: npt.NDArray[np.bool_] | None
+    highest: int
+    packing: tuple[np.dtype[Any], int] | None
+
+
+def _read(column: pa.Array) -> _Column:
     kind, rows = _KINDS[column.type], len(column)
     values = np.frombuffer(column.buffers()[1], kind, rows, column.offset * kind.itemsize)
-    there = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
-    if kind == np.float16:
-        return _halves(values, there)
-    return _whole_experts(values) if there is None else _some_experts(values, there)
+    if column.null_count or kind == np.float16:
+        there = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
+        return _Column(values, there, 0, None)
+    highest = int(values.max()) if rows else 0
+    width, short = _width(highest, rows)
+    return _Column(values, None, highest, (kind, width) if short else None)
+
+
+def _encode_alone(column: _Column) -> Chunk:
+    if column.values.dtype == np.float16:
+        return _halves(column.values, column.there)
+    return _plain_experts(column.values) if column.there is None else _some_experts(column.values, column.there)
 
 
 def _levels(there: npt.NDArray[np.bool_] | None, rows: int) -> bytes:
     """Return which rows of a page hold a value, as Parquet says it."""
-    levels = varint(rows << 1) + b"\1" if there is None else _run(rows) + pack(there.astype(np.uint8), 1)
+    levels = varint(rows << 1) + b"\1"
+    if there is not None:
+        levels = _run(rows) + np.packbits(there, bitorder="little").tobytes()
     return len(levels).to_bytes(4, "little") + levels
 
 
@@ -150,35 +183,41 @@ def _some_experts(values: npt.NDArray[Any], there: npt.NDArray[np.bool_]) -> Chu
     for place, (levels, of_page) in enumerate(_pages(values, there)):
         rows = min(PAGE_ROWS, len(values) - place * PAGE_ROWS)
         data = (
-            [bytes([width]), _run(len(of_page)), pack(of_page, width)] if short else [of_page.astype("<u4").tobytes()]
+            [bytes([width]), _run(len(of_page)), pack([of_page], width)] if short else [of_page.astype("<u4").tobytes()]
         )
         body = b"".join([levels, *data])
         pages += [_data_page(_DICTIONARY if short else _PLAIN, rows, len(body), len(body)), body]
-    return _chunk(pages, short, len(values), before, sum(map(len, pages)))
+    return _chunk(pages, short, len(values), before, sum(map(len, pages)) - before)
 
 
-def _whole_experts(values: npt.NDArray[Any]) -> Chunk:
-    """Return a column of experts without a gap: all its pages are packed at once, for a page is whole groups of eight.
+def _whole_experts(columns: Sequence[_Column], width: int) -> Iterator[Chunk]:
+    """Yield columns of experts without a gap: all their pages are packed at once, for a page is whole groups of eight.
 
     What stands before the numbers of a page is the same for all columns of as many rows and as high a highest expert.
     """
-    rows = len(values)
-    highest = int(values.max()) if rows else 0
-    width, short = _width(highest, rows)
-    pages: list[bytes | memoryview] = [*_dictionary(highest)] if short else []
-    before = sum(map(len, pages))
-    heads, sizes, total = _heads(rows, width if short else None)
-    data = memoryview(pack(values, width) if short else values.astype("<u4").tobytes())
-    begin = 0
-    for head, size in zip(heads, sizes, strict=True):
-        pages += (head, data[begin : begin + size])
-        begin += size
-    return _chunk(pages, short, rows, before, before + total)
+    rows = len(columns[0].values)
+    heads, sizes, total = _heads(rows, width)
+    for column, packed in zip(columns, pack([column.values for column in columns], width), strict=True):
+        dictionary = _dictionary(column.highest)
+        yield _chunk([*dictionary, *_between(heads, sizes, packed.data)], True, rows, sum(map(len, dictionary)), total)
 
 
-def _chunk(pages: Sequence[bytes | memoryview], short: bool, rows: int, before: int, total: int) -> Chunk:
+def _plain_experts(values: npt.NDArray[Any]) -> Chunk:
+    """Return a column of experts without a gap that a dictionary does not make shorter."""
+    heads, sizes, total = _heads(len(values), None)
+    return _chunk(_between(heads, sizes, memoryview(values.astype("<u4").tobytes())), False, len(values), 0, total)
+
+
+def _between(heads: Sequence[bytes], sizes: Sequence[int], data: memoryview) -> list[bytes | memoryview]:
+    """Return the parts of some data, each with what stands before it."""
+    ends = accumulate(sizes)
+    return [part for head, size, end in zip(heads, sizes, ends, strict=True) for part in (head, data[end - size : end])]
+
+
+def _chunk(pages: Sequence[bytes | memoryview], short: bool, rows: int, before: int, after: int) -> Chunk:
+    """Return a column of experts, given how many bytes its dictionary and the pages after that take."""
     encodings = (_PLAIN, _RLE, _DICTIONARY) if short else (_RLE, _PLAIN)
-    return Chunk(pages, _INT32, encodings, _UNCOMPRESSED, rows, before, total, total)
+    return Chunk(pages, _INT32, encodings, _UNCOMPRESSED, rows, before, before + after, before + after)
 
 
 def _width(highest: int, count: int) -> tuple[int, bool]:

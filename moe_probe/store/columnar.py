@@ -54,8 +54,7 @@ def _write_group(file: BinaryIO, columns: Mapping[str, pa.Array], number: int, b
     """Write a row group at a byte of the file; return what the footer says of it, and the byte after it."""
     chunks: list[Value] = []
     place, uncompressed, rows = begin, 0, 0
-    for name, column in columns.items():
-        chunk = encode(column)
+    for name, chunk in zip(columns, encode(list(columns.values())), strict=True):
         for page in chunk.pages:
             file.write(page)
         chunks.append(struct({2: int64(0), 3: chunk.metadata(name, place)}))
