@@ -24,7 +24,7 @@ from foreign_traces import (
     write_lines,
 )
 
-from moe_probe.errors import BadInputError, RunError
+from moe_probe.errors import BadInputError, MoeProbeError, RunError
 from moe_probe.export import export_csv
 from moe_probe.importers import import_and_say, import_run
 from moe_probe.store import open_run
@@ -467,39 +467,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_there_is_not_written_over_and_a_cut_import_goes_on(tmp_path, monkeypatch):
-    path = write_lines(tmp_path / "a.jsonl", [prompt_object(routing(9, seed)) for seed in range(8)])
-    whole = import_run("jsonl", path, tmp_path / "whole")
+def test_a_run_that_is_there_is_not_written_over(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [prompt_object(CHOSEN)])
+    run = import_run("jsonl", path, tmp_path / "run")
     with pytest.raises(RunError, match="a run is there already"):
-        import_run("jsonl", path, tmp_path / "whole")
-    monkeypatch.setattr("moe_probe.importers.writing._shard_rows", lambda tokens, width: 18)
-    from moe_probe.importers import writing
-
-    made = writing.token_table
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return made(*arguments)
-
-    monkeypatch.setattr("moe_probe.importers.writing.token_table", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        import_run("jsonl", path, tmp_path / "cut")
-    monkeypatch.setattr("moe_probe.importers.writing.token_table", made)
-    run = import_run("jsonl", path, tmp_path / "cut", resume=True)
-    assert (len(run.shards), run.n_tokens) == (4, whole.n_tokens)
-    for router in whole.routers:
-        np.testing.assert_array_equal(run.experts(router=router.index), whole.experts(router=router.index))
-    assert [run.document(n).tokens.height for n in range(8)] == [9] * 8
-    assert sorted(entry.name for entry in run.path.iterdir()) == [
-        "documents.parquet",
-        "plan.json",
-        "routing",
-        "run.json",
-        "tokens",
-    ]
+        import_run("jsonl", path, tmp_path / "run")
+    names = ["documents.parquet", "plan.json", "routing", "run.json", "tokens"]
+    assert sorted(entry.name for entry in run.path.iterdir()) == names
 
 
 def test_the_command_says_each_warning_on_standard_error(tmp_path, capsys):
@@ -508,6 +482,24 @@ def test_the_command_says_each_warning_on_standard_error(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said == [f"moe-probe: warning: {warning}" for warning in run.warnings]
     assert len(said) == 3  # no weights, no number of experts, no token strings
+
+
+def test_the_command_says_how_to_go_on_when_it_was_interrupted(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "a.jsonl", [prompt_object(CHOSEN)])
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_probe.importers.checking.Checker.check", interrupted)
+        with pytest.raises(MoeProbeError, match=r"^interrupted; import again$"):
+            import_and_say("jsonl", path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_probe.store.writer.RunWriter.publish", interrupted)
+        with pytest.raises(MoeProbeError, match=r"^interrupted; import again, with --resume$"):
+            import_and_say("jsonl", path, tmp_path / "run")
+    assert import_and_say("jsonl", path, tmp_path / "run", resume=True).n_tokens == len(CHOSEN)
 
 
 def test_the_same_file_gives_the_same_run(tmp_path):

@@ -22,7 +22,6 @@ from foreign_traces import (
 from moe_probe.errors import BadInputError
 from moe_probe.importers import import_run
 from moe_probe.importers.ahead import ahead
-from moe_probe.importers.findings import Findings
 
 SIZES = {"n_experts": 8, "n_slots": 2, "n_layers": 3}
 
@@ -102,18 +101,6 @@ def test_the_thread_sees_the_callers_context():
         assert list(taken) == [7, 7]
 
 
-def test_what_a_reader_found_stands_before_what_was_found_later():
-    first, second = Findings(), Findings()
-    second.say("b")
-    first.say("a")
-    second.add("last", 1, "line 9")
-    first.add("last", 2, "line 1")
-    second.rows = 5
-    second.include(first)
-    assert (second.rows, second.count("last"), second.sentences()[1:]) == (5, 3, ["a", "b"])
-    assert "first in line 1" in second.sentences()[0]
-
-
 def traces(folder):
     """Return a trace of each format, of documents enough for several shards."""
     parts = [routing(20, seed) for seed in range(6)]
@@ -140,12 +127,11 @@ def bytes_of(run):
 @pytest.mark.parametrize("name", ["prompts", "rows", "vllm lists", "vllm npy", "sglang", "olmoe", "esft"])
 def test_a_run_has_the_same_bytes_with_and_without_threads(tmp_path, monkeypatch, name):
     kind, path = traces(tmp_path)[name]
-    monkeypatch.setattr("moe_probe.importers.writing._shard_rows", lambda tokens, width: 40)
+    monkeypatch.setattr("moe_probe.importers.cutting._SHARD_ROWS", 40)
     monkeypatch.setattr("moe_probe.corpus.opening._BLOCK_BYTES", 300)
     usual = bytes_of(import_run(kind, path, tmp_path / "usual", **SIZES))
     assert len([file for file in usual if file.startswith("routing")]) == 3
-    for module in ("importing", "writing", "lines"):
-        monkeypatch.setattr(f"moe_probe.importers.{module}.ahead", not_ahead)
+    monkeypatch.setattr("moe_probe.importers.lines.ahead", not_ahead)
     assert bytes_of(import_run(kind, path, tmp_path / "plain", **SIZES)) == usual
 
 
@@ -156,40 +142,6 @@ def test_an_error_within_a_trace_leaves_no_run_and_no_thread(tmp_path):
         import_run("jsonl", write_lines(tmp_path / "a.jsonl", lines), tmp_path / "run", n_experts=8)
     assert not (tmp_path / "run").exists()
     assert not threads()
-
-
-def test_an_error_while_a_shard_is_written_keeps_the_shards_before_it(tmp_path, monkeypatch):
-    from moe_probe.store.writer import RunWriter
-
-    path = write_lines(tmp_path / "a.jsonl", [prompt_object(routing(9, seed)) for seed in range(8)])
-    whole = import_run("jsonl", path, tmp_path / "whole", n_experts=8)
-    monkeypatch.setattr("moe_probe.importers.writing._shard_rows", lambda tokens, width: 18)
-    write_shard = RunWriter.write_shard
-
-    def failing(self, number, *rest):
-        if number == 2:
-            raise OSError(28, "no space")
-        write_shard(self, number, *rest)
-
-    monkeypatch.setattr(RunWriter, "write_shard", failing)
-    with pytest.raises(OSError, match="no space"):
-        import_run("jsonl", path, tmp_path / "run", n_experts=8)
-    assert not threads()
-    assert not (tmp_path / "run" / "run.json").exists()
-    assert len(list((tmp_path / "run" / "routing").iterdir())) == 2
-    monkeypatch.setattr(RunWriter, "write_shard", write_shard)
-    run = import_run("jsonl", path, tmp_path / "run", n_experts=8, resume=True)
-    assert run.n_tokens == whole.n_tokens
-    assert (run.experts(router=1) == whole.experts(router=1)).all()
-
-
-def test_shards_of_an_import_are_large_but_three_fit_into_memory():
-    from moe_probe.importers.writing import _shard_rows
-
-    assert _shard_rows(1_000, 128) == 65_536  # small: few files
-    assert _shard_rows(64_000_000, 100) == 1_000_000
-    assert _shard_rows(64_000_000, 1_856) == 128 * 2**20 // 1_856  # wide: no more than 128 MB each
-    assert _shard_rows(10, 2**40) == 1
 
 
 def test_a_shard_of_narrow_and_wide_experts_holds_both(tmp_path):

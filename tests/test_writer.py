@@ -161,6 +161,60 @@ def test_tokens_that_were_staged_are_swept_away_where_no_shard_came_of_them(made
     assert not (made.path / tokens_file(7)).exists()
 
 
+def test_shards_that_were_staged_before_their_plan_exist_when_they_are_committed(tmp_path):
+    expected = HandMade(tmp_path / "other", [5, 3], shard_rows=5)
+    made = HandMade(tmp_path / "made", [5, 3], shard_rows=5, written=0)
+    facts = ShardFacts(SCORES, "passed")
+    with RunWriter(tmp_path / "run") as writer:
+        for number, rows in enumerate((slice(0, 5), slice(5, 8))):
+            writer.stage_routing(number, made.routing(rows), facts)
+            writer.stage_rest(number, made.tokens(rows))
+        files = {file.suffix for file in writer.path.rglob("part-*")}
+        assert (writer.shards, files) == ([], {".tmp"})
+        writer.publish_plan(plan_json({"made": "by hand"}, made.layout))
+        writer.write_documents([made.documents()])
+        assert writer.shards == []
+        writer.commit_staged()
+        assert writer.shards == [0, 1]
+        writer.publish({"corpus": {"documents": 2}}, ROUTERS, LABELS, complete=True)
+    for file in expected.path.rglob("*"):
+        if file.is_file():
+            assert (tmp_path / "run" / file.relative_to(expected.path)).read_bytes() == file.read_bytes()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_staged_shards_without_a_plan_leave_nothing(made, tmp_path):
+    for kept in (False, True):
+        path = tmp_path / f"run {kept}"
+        if kept:
+            path.mkdir()
+        with RunWriter(path) as writer:
+            writer.stage_routing(0, made.routing(slice(0, 5)), ShardFacts(SCORES, "passed"))
+            with pytest.raises(ValueError, match="shard 0: 4 token rows, 5 routing rows"):
+                writer.stage_rest(0, made.tokens(slice(0, 4)))
+        assert path.exists() == kept
+        assert not kept or not list(path.iterdir())
+
+
+def test_staged_shards_that_were_dropped_are_not_committed(made, tmp_path):
+    with RunWriter(tmp_path / "new") as writer:
+        writer.stage_routing(0, made.routing(slice(0, 5)), ShardFacts(SCORES, "passed"))
+        writer.stage_rest(0, made.tokens(slice(0, 5)))
+        writer.drop_staged()
+        assert not list((tmp_path / "new").rglob("part-*"))
+        writer.publish_plan(plan_json({"made": "by hand"}, made.layout))
+        writer.commit_staged()
+        assert writer.shards == []
+
+
+def test_a_folder_of_the_users_own_files_is_left_as_it_was(made, tmp_path):
+    (tmp_path / "new" / "tokens").mkdir(parents=True)
+    (tmp_path / "new" / "tokens" / "mine").write_text("x")
+    with RunWriter(tmp_path / "new") as writer:
+        writer.stage_routing(0, made.routing(slice(0, 5)), ShardFacts(SCORES, "passed"))
+    assert [file.name for file in (tmp_path / "new").rglob("*")] == ["tokens", "mine"]
+
+
 def test_a_damaged_shard_is_not_resumed_over(made):
     path = made.path / routing_file(1)
     path.write_bytes(path.read_bytes()[:-9])

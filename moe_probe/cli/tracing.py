@@ -192,7 +192,7 @@ def import_(
     tokenizer: Annotated[str | None, typer.Option(help="A folder or a hub id, to make text of token ids.")] = None,
     labels: Annotated[str, typer.Option(help="Labels to give every token, separated by commas; they need text.")] = "",
     language: Language = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an import that was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option(help="Import again where one was interrupted as it ended.")] = False,
 ) -> None:
     """Make a run of what another tool recorded: vLLM, SGLang, OLMoE's scripts, ESFT, or JSON lines."""
     from moe_probe.importers import import_and_say

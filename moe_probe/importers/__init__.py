@@ -8,11 +8,11 @@
 | `olmoe` | lines with `input_ids` and `exp_ids` | no |
 | `esft` | a text file a layer, a line a document | yes |
 
-One module a format reads; every other step is the same for all: `checking` finds the traps, `spool` keeps what was read
-on disk until it is known how much there is, `writing` writes the run, `columns` makes its experts and weights. JSON is
-read by the first that can: `alike` and `numerals` read lines that differ in their numbers alone, `regular` and `packed`
-objects of regular lists or of base64, `lines` all else. A trap is a sentence in the run's warnings, or an error.
-Nothing here runs a model.
+One module a format reads; every other step is the same for all: `checking` finds the traps, `cutting` says which shard
+a document is in, `sharding` makes shards as documents come, `columns` their experts and weights, `rows` their tokens,
+`behind` has them written meanwhile, `writing` writes what else a run is. JSON is read by the first that can: `alike`
+and `numerals` read lines that differ in their numbers alone, `regular` and `packed` objects of regular lists or of
+base64, `lines` all else. A trap is a sentence in the run's warnings, or an error. Nothing here runs a model.
 """
 
 from moe_probe.importers.importing import FORMATS, import_run

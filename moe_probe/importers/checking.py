@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from moe_probe.errors import BadInputError
 from moe_probe.importers.findings import Findings
-from moe_probe.importers.spool import Kept
+from moe_probe.importers.kept import Form, Kept
 from moe_probe.importers.trace import ABSENT, Floats, Integers, Trace
 from moe_probe.importers.words import UNKNOWN_ID, Words
+from moe_probe.schema import expert_bits
 
 _CONSTANT_ROWS = 8
 _ZERO_ROWS = 16
@@ -67,14 +68,19 @@ class Checker:
         self._watch_shared(experts)
         return self._kept(trace, np.flatnonzero(keep), experts, weights, (blank, zeros))
 
-    def finish(self) -> tuple[int, ...]:
-        """Return the places of the layers that hold experts, once all documents were checked.
+    @property
+    def form(self) -> Form:
+        """What the documents until now have in common."""
+        bits = expert_bits(self.n_experts if self.n_experts is not None else self.highest + 1)
+        return Form(tuple(sorted(self.filled)), self.n_slots, bits, bool(self.weighted))
+
+    def finish(self) -> None:
+        """Say what all documents have in common, once they were checked.
 
         Raises:
-            BadInputError: if there is nothing left, or less than half of it.
+            BadInputError: if no layer holds experts.
         """
-        kept = tuple(place for place in range(len(self.layers)) if place in self.filled)
-        if not kept:
+        if not self.filled:
             raise BadInputError(
                 "the trace holds no expert: every layer of it is zeros or -1, as some versions of vLLM wrote it; record"
                 " again"
@@ -93,7 +99,6 @@ class Checker:
         if not self.weighted:
             self.findings.say("the trace has no weights: the slots are in the order of the file, whatever that is")
         self._say_shared()
-        return kept
 
     def refuse_if_mostly_bad(self) -> None:
         """Refuse a trace of which more than half was left out because it cannot be so."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moe_probe.errors import RoutingError
-from moe_probe.importers.spool import Kept
-from moe_probe.schema import DROPPED, Router, expert_bits, expert_column, weight_column
+from moe_probe.importers.kept import Form, Kept
+from moe_probe.schema import DROPPED, expert_column, weight_column
 
 
 class RoutingColumns:
@@ -26,19 +25,12 @@ class RoutingColumns:
     It can be cleared and filled again: to touch memory for the first time takes longer than to fill it.
     """
 
-    def __init__(self, routers: Sequence[Router], places: Sequence[int], rows: int, *, weights: bool) -> None:
-        """Make room for some rows.
-
-        Args:
-            routers: those of the run, all with as many experts and slots.
-            places: the place of each router among the layers of a document.
-            rows: of all documents together, at most.
-            weights: whether there are any.
-        """
-        self._routers, self._places = list(routers), list(places)
-        n_slots, kind = routers[0].n_slots, np.dtype(f"uint{expert_bits(routers[0].n_experts)}")
-        self._experts = _room((len(routers), n_slots, rows), kind)
-        self._weights = _room((len(routers), n_slots if weights else 0, rows), np.dtype(np.float16))
+    def __init__(self, form: Form, room: int) -> None:
+        """Make room for some rows, of all documents together."""
+        self._places, self._bits, self.room = list(form.places), form.bits, room
+        n_slots = form.n_slots
+        self._experts = _room((len(form.places), n_slots, room), np.dtype(f"uint{form.bits}"))
+        self._weights = _room((len(form.places), n_slots if form.weighted else 0, room), np.dtype(np.float16))
         self.clear()
 
     def clear(self) -> None:
@@ -49,18 +41,18 @@ class RoutingColumns:
         """Put the rows of a document after those of the last.
 
         Raises:
-            RoutingError: if there is an expert that the routers do not have.
+            RoutingError: if there is an expert that the columns cannot hold.
         """
-        known = self._routers[0].n_experts
+        none = np.iinfo(self._experts.dtype).max  # no expert: it is what -1 becomes, too
         lowest, highest = (int(find(kept.experts)) if kept.experts.size else DROPPED for find in (np.min, np.max))
-        if not DROPPED <= lowest <= highest < known:
+        if not DROPPED <= lowest <= highest < none:
             wrong = highest if lowest >= DROPPED else lowest
-            raise RoutingError(f"{kept.name}: expert {wrong} was read of {known}; this is a fault, please report it")
+            raise RoutingError(f"{kept.name}: expert {wrong} in {self._bits} bits; this is a fault, please report it")
         n_layers, n_slots, n_tokens = kept.experts.shape
         chosen = slice(None) if len(self._places) == n_layers else self._places
         rows = slice(self._filled, self._filled + n_tokens)
         self._experts[:, :n_slots, rows] = kept.experts[chosen]
-        self._experts[:, n_slots:, rows] = np.iinfo(self._experts.dtype).max  # no expert: it is what -1 becomes, too
+        self._experts[:, n_slots:, rows] = none
         self._whole &= lowest > DROPPED and n_slots == self._experts.shape[1]
         if kept.weights is not None:
             self._weights[:, :n_slots, rows] = kept.weights[chosen]
@@ -71,10 +63,9 @@ class RoutingColumns:
         """Return the columns as `schema.routing_columns` orders them, without copying them."""
         columns: dict[str, pa.Array] = {}
         experts, weights = self._experts[:, :, : self._filled], self._weights[:, :, : self._filled]
-        for router, chosen, heavy in zip(self._routers, experts, weights, strict=True):
-            slots = enumerate(chosen)
-            columns |= {expert_column(router.index, slot): _array(column, self._whole) for slot, column in slots}
-            columns |= {weight_column(router.index, slot): _array(column, True) for slot, column in enumerate(heavy)}
+        for router, (chosen, heavy) in enumerate(zip(experts, weights, strict=True)):
+            columns |= {expert_column(router, slot): _array(column, self._whole) for slot, column in enumerate(chosen)}
+            columns |= {weight_column(router, slot): _array(column, True) for slot, column in enumerate(heavy)}
         return pa.table(columns)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
@@ -29,7 +29,7 @@ _NAME = re.compile(r"expert_weights_(\d+)\.txt")
 _NEWLINES = bytes.maketrans(b"\t", b"\n")
 
 
-def read(source: Source) -> Iterator[Trace]:
+def read(source: Source) -> Generator[Trace, None, None]:
     """Yield the documents of a file or folder.
 
     Raises:

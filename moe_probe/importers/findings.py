@@ -68,14 +68,6 @@ class Findings:
         """Add a sentence once."""
         self._said[sentence] = None
 
-    def include(self, others: Findings) -> None:
-        """Put what others found before what was found here."""
-        counts, said = self._counts, self._said
-        self._counts, self._said = {}, others._said | said
-        for found in (others._counts, counts):
-            for kind, one in found.items():
-                self.add(kind, one.count, one.where)
-
     def count(self, kind: str) -> int:
         """Return how often something was found."""
         return self._counts[kind].count if kind in self._counts else 0

@@ -1,36 +1,38 @@
 """import_run(): a foreign trace becomes a run.
 
-The trace is read once. What is found in it is checked and kept on disk; when all of it was read, it is known how many
-rows there are, how many experts, and which layers hold any, and the run is written. A thread reads the next documents
-while one is checked, and makes the next shard while one is written. Memory grows with the longest document and with a
-few numbers a document.
+The trace is read once, and its shards are written as it is read; they are a run when all of it was. Where documents
+show late what all shards must have in common (a layer that held nothing before, more slots, wider numbers), it is read
+once more. Memory grows with the longest document and with a few numbers a document.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moe_probe.errors import BadInputError
 from moe_probe.importers import esft, jsonl, olmoe, sglang, vllm
-from moe_probe.importers.ahead import ahead
+from moe_probe.importers.behind import Behind, behind
 from moe_probe.importers.checking import Checker
-from moe_probe.importers.findings import Findings
+from moe_probe.importers.rows import token_table
+from moe_probe.importers.sharding import Shards
 from moe_probe.importers.source import Source
-from moe_probe.importers.spool import Spool
 from moe_probe.importers.trace import Sizes, Trace, read_sizes
 from moe_probe.importers.words import Words
-from moe_probe.importers.writing import Imported, write_imported
+from moe_probe.importers.writing import Imported, shard_facts, write_imported
 from moe_probe.labels import open_labeller
 from moe_probe.schema import check_label_name
 from moe_probe.store import Run, open_run
-from moe_probe.store.writer import SPOOL_FILE, RunWriter
+from moe_probe.store.writer import RunWriter
 from moe_probe.watching import OnProgress, Watch
 
-_READERS: dict[str, Callable[[Source], Iterator[Trace]]] = {
+_READERS: dict[str, Callable[[Source], Generator[Trace, None, None]]] = {
     "esft": esft.read,
     "jsonl": jsonl.read,
     "olmoe": olmoe.read,
@@ -73,7 +75,8 @@ def import_run(
             that the file has, or none.
         labels: taxonomies; see `moe_probe.labels`. A document without text is `untagged`.
         language: of the texts; also the language of the tagger.
-        resume: go on with an import of the same that was cut short.
+        resume: import again into a folder where an import of the same was cut short as it ended; one that was cut
+            short before leaves nothing.
         on_progress: called as the work goes on.
 
     Raises:
@@ -92,33 +95,89 @@ def import_run(
     known = read_sizes(model)
     sizes = Sizes(n_experts or known.n_experts, n_slots or known.n_slots, n_layers or known.n_layers)
     labellers = {name: open_labeller(check_label_name(name), language=language or "en") for name in labels}
+    words = Words(tokenizer)
+    started, began = time.time(), time.perf_counter()
     watch = Watch(on_progress, threading.Event())
-    with RunWriter(out, resume=resume) as writer, Spool(writer.path / SPOOL_FILE) as spool:
-        checker = Checker(sizes.n_experts, Words(tokenizer))
-        source = Source(path, sizes, Findings())  # apart, so that what is said never hangs on which thread is quicker
-        imported = Imported(format, path, str(model) if model is not None else None, language, labellers)
-        watch.begin("reading", 0, None)
-        with closing(_traces(source, format)) as traces:
-            for trace in traces:
-                kept = checker.check(trace)
-                spool.add(kept)
-                imported.note(kept)
-                watch.step(checker.findings.rows)
-        checker.findings.include(source.findings)
-        if not checker.findings.rows:
-            raise BadInputError(f"{path}: holds no token; is it a trace of the format {format!r}?")
-        write_imported(writer, spool, checker, imported, source.digest(), watch)
+    with RunWriter(out, resume=resume) as writer, behind() as disk:
+
+        def read(before: Reading | None) -> Reading:
+            imported = Imported(
+                format, path, str(model) if model is not None else None, language, labellers, started, began
+            )
+            return _read(sizes, words, imported, writer, disk, watch, before)
+
+        reading = read(None)
+        if reading.shards.lost:
+            disk.wait()
+            writer.drop_staged()
+            reading = read(reading)
+        write_imported(writer, reading.shards, reading.checker, reading.imported, reading.digest, reading.checker.form)
     return open_run(out)
 
 
-def _traces(source: Source, format: str) -> Generator[Trace, None, None]:
-    """Yield the documents of a source; from the first on that takes time to read, a thread reads the next ones."""
-    traces = _READERS[format](source)
-    for trace in traces:
-        yield trace
-        if not trace.unpacked:
-            break
-    else:
-        return
-    with ahead(traces) as others:
-        yield from others
+@dataclass(frozen=True)
+class Reading:
+    """What became of a trace when it was read to its end."""
+
+    shards: Shards
+    checker: Checker
+    imported: Imported
+    digest: str
+
+
+def _read(
+    sizes: Sizes,
+    words: Words,
+    imported: Imported,
+    writer: RunWriter,
+    disk: Behind,
+    watch: Watch,
+    before: Reading | None,
+) -> Reading:
+    """Read a trace, and make shards of its documents.
+
+    Args:
+        sizes: what is known of the model.
+        words: make the strings of tokens.
+        imported: remembers what the manifest needs.
+        writer: of the run.
+        disk: writes what takes long.
+        watch: hears how far it is.
+        before: the reading before this one, which showed what all documents have in common.
+
+    Raises:
+        BadInputError: the trace cannot be read, or cannot be what a model did.
+        MoeProbeError: the disk is full.
+    """
+    path, format = imported.path, imported.format
+    if before is not None and not (path.is_file() or path.is_dir()):
+        raise BadInputError(
+            f"{path}: later documents have other layers, slots or experts than the first ones, so that it must be read"
+            " twice; save it as a file first, or give n_experts if it was not given"
+        )
+    checker = Checker(sizes.n_experts, words)
+    source = Source(path, sizes, checker.findings)
+    form = before.checker.form if before else None
+    shards = Shards(
+        writer,
+        disk,
+        partial(token_table, labellers=imported.labellers, language=imported.language),
+        partial(shard_facts, format),
+        form,
+    )
+    watch.begin("reading", 0, before.checker.findings.rows if before else None)
+    with closing(_READERS[format](source)) as traces:
+        for trace in traces:
+            kept = checker.check(trace)
+            imported.note(kept)
+            shards.add(kept, checker.form)
+            watch.step(checker.findings.rows)
+    if not checker.findings.rows:
+        raise BadInputError(f"{path}: holds no token; is it a trace of the format {format!r}?")
+    checker.finish()
+    imported.leave_out(checker.form.places, checker.findings)
+    checker.refuse_if_mostly_bad()
+    digest = source.digest()
+    if before is not None and (digest != before.digest or checker.form != form):
+        raise BadInputError(f"{path}: was changed while it was read; import it when it is whole")
+    return Reading(shards, checker, imported, digest)

@@ -10,7 +10,7 @@ Documents follow one another; without `document` a new one begins where the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ _BOUNDS = {"document": 2**53, "layer": 2**31, "token_idx": 2**31, "experts": 2**
 """The whole numbers of a row, and below what they are."""
 
 
-def read(source: Source) -> Iterator[Trace]:
+def read(source: Source) -> Generator[Trace, None, None]:
     """Yield the documents of a file.
 
     Raises:

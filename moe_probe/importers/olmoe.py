@@ -5,7 +5,7 @@ Experts are in the order of their logits. There are no weights and no text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from moe_probe.importers.trace import Trace
 _LINES = {"input_ids": pa.list_(pa.int32()), "exp_ids": pa.list_(pa.list_(pa.list_(pa.int32())))}
 
 
-def read(source: Source) -> Iterator[Trace]:
+def read(source: Source) -> Generator[Trace, None, None]:
     """Yield the documents of a file.
 
     Raises:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moe_probe.errors import BadInputError
-from moe_probe.importers.spool import Kept
+from moe_probe.importers.kept import Kept
+from moe_probe.importers.rows import token_table
 from moe_probe.importers.words import Words
-from moe_probe.importers.writing import Imported, about_import, document_table, token_table
+from moe_probe.importers.writing import Imported, about_import, document_table
 from moe_probe.schema import HAND_WRITTEN, Router
 from moe_probe.store import Run, open_run
 from moe_probe.store.plan import Windowing, fingerprint, lay_out, plan_json, shard_rows_for, shard_windows
@@ -109,7 +110,7 @@ def _write(
                     (window.document, _kept(imported.names[window.document], positions[part], texts[part], ids[part]))
                 )
                 begin = part.stop
-            writer.write_shard(shard.number, token_table(documents, imported), _routing(routing, rows, scores), facts)
+            writer.write_shard(shard.number, token_table(documents, {}, None), _routing(routing, rows, scores), facts)
         about = about_import(imported, layout, digest, None, None)
         writer.publish(about, routers, [], complete=True)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import binascii
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _DECODE = 2
 """SGLang's `ForwardMode.DECODE`: one new token for each text of the batch."""
 
 
-def read(source: Source) -> Iterator[Trace]:
+def read(source: Source) -> Generator[Trace, None, None]:
     """Yield a document a response, or a document a text of each recorded pass.
 
     Raises:
@@ -72,7 +72,6 @@ def _read_responses(source: Source) -> Iterator[Trace]:
                 pieces=None,
                 n_prompt=n_prompt,
                 first=start,
-                unpacked=isinstance(meta["routed_experts"], bytes),
             )
 
 

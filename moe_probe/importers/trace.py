@@ -45,8 +45,6 @@ class Trace:
         places: (tokens,) positions in the window, where they are not the positions.
         domain: what kind of text it is, if known.
         model: the model's name, if the file says it.
-        unpacked: whether its experts were numbers already when they were read: to give it to another thread would take
-            as long as to read it.
     """
 
     name: str
@@ -64,7 +62,6 @@ class Trace:
     places: Integers | None = None
     domain: str | None = None
     model: str | None = None
-    unpacked: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import binascii
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 from tokenize import TokenError
 from typing import Any
@@ -28,7 +28,7 @@ from moe_probe.importers.trace import Integers, Trace
 _npy: Any = _format
 
 
-def read(source: Source) -> Iterator[Trace]:
+def read(source: Source) -> Generator[Trace, None, None]:
     """Yield a document a choice; the prompt belongs to the first choice of its response.
 
     Raises:
@@ -84,7 +84,6 @@ def _trace(response: dict[str, Any], choice: dict[str, Any], place: tuple[int, i
         n_prompt=n_prompt,
         first=first,
         model=response["model"] if isinstance(response.get("model"), str) else None,
-        unpacked=isinstance(routed, bytes),
     )
 
 

@@ -206,11 +206,15 @@ def tokens_table(
     """Return the tokens of a shard as they are on disk.
 
     Args:
-        columns: those of `schema.TOKEN_COLUMNS` and perhaps the surprisal, a value a row.
+        columns: those of `schema.TOKEN_COLUMNS` and perhaps the surprisal, a value a row. Strings may be numbers of a
+            dictionary.
         labels: for each label, a value a row.
         sources: what made the labels; kept with the file, so that two makings are never taken for one.
     """
-    arrays = {name: pa.array(values, TOKEN_TYPES[name]) for name, values in columns.items()}
+    arrays = {
+        name: values if isinstance(values, pa.DictionaryArray) else pa.array(values, TOKEN_TYPES[name])
+        for name, values in columns.items()
+    }
     for name, values in labels.items():
         arrays[name] = values if isinstance(values, pa.Array) else pa.array(values, pa.string()).dictionary_encode()
     return pa.table(arrays, metadata={METADATA_KEY: json.dumps({"labels": dict(sources or {})})})

@@ -80,6 +80,7 @@ class RunWriter:
         self.path = Path(path)
         self._facts: dict[int, tuple[int, ShardFacts]] = {}
         self._staged: dict[int, pa.Table] = {}
+        self._whole: dict[int, tuple[int, ShardFacts]] = {}  # those that are staged whole
         self._is_new = False
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: a run is a folder, and this is a file; choose another name")
@@ -113,6 +114,10 @@ class RunWriter:
                 (self.path / name).unlink(missing_ok=True)
             for folder in _FOLDERS:
                 shutil.rmtree(self.path / folder, ignore_errors=True)
+        elif not (self.path / PLAN_FILE).exists():
+            for folder in _FOLDERS:
+                with suppress(OSError):  # not there, or there is something in it that is not ours
+                    (self.path / folder).rmdir()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -150,9 +155,7 @@ class RunWriter:
             RunError: if the run was made from something else, or a shard that is there is damaged.
         """
         path = self.path / PLAN_FILE
-        with writing(self.path):
-            for folder in (TOKENS_FOLDER, ROUTING_FOLDER):
-                (self.path / folder).mkdir(exist_ok=True)
+        self._make_folders()
         if path.exists():
             check_same_plan(self.path, read_json(path), plan)
         else:
@@ -162,6 +165,11 @@ class RunWriter:
         for number, (_, _, rows) in enumerate(shards):
             if (self.path / routing_file(number)).exists():
                 self._facts[number] = (rows, read_facts(self.path, number, rows))
+
+    def _make_folders(self) -> None:
+        with writing(self.path):
+            for folder in (TOKENS_FOLDER, ROUTING_FOLDER):
+                (self.path / folder).mkdir(exist_ok=True)
 
     def is_complete(self) -> bool:
         """Return whether the run was finished before, so that nothing is left to do."""
@@ -244,6 +252,51 @@ class RunWriter:
         with self._new_file(routing_file(number)) as temporary:
             write_routing(temporary, routing, facts)
         self._facts[number] = (tokens.num_rows, facts)
+
+    def stage_routing(self, number: int, routing: pa.Table, facts: ShardFacts) -> None:
+        """Put the routing of a shard into a temporary file before there is a plan, without waiting for the disk.
+
+        `stage_rest` makes the shard whole, and `commit_staged` lets all such shards exist. One thread may stage routing
+        while another stages the rest of the shard before.
+
+        Raises:
+            MoeProbeError: if the disk is full.
+        """
+        self._make_folders()
+        path = self.path / routing_file(number)
+        with writing(path):
+            write_routing(path.with_name(path.name + ".tmp"), routing, facts)
+        self._whole[number] = routing.num_rows, facts
+
+    def stage_rest(self, number: int, tokens: pa.Table) -> None:
+        """Put the tokens of a shard whose routing is staged beside it, and flush both to the disk.
+
+        Raises:
+            MoeProbeError: if the disk is full.
+        """
+        if tokens.num_rows != self._whole[number][0]:
+            raise ValueError(f"shard {number}: {tokens.num_rows} token rows, {self._whole[number][0]} routing rows")
+        path = self.path / tokens_file(number)
+        with writing(path):
+            temporary = path.with_name(path.name + ".tmp")
+            write_tokens(temporary, tokens)
+            flush(temporary)
+            flush(self.path / f"{routing_file(number)}.tmp")
+
+    def commit_staged(self) -> None:
+        """Let the shards exist that were staged, once their plan is published: first all tokens, then all routing."""
+        with writing(self.path):
+            for name, folder in ((tokens_file, TOKENS_FOLDER), (routing_file, ROUTING_FOLDER)):
+                for number in self._whole:
+                    (self.path / f"{name(number)}.tmp").rename(self.path / name(number))
+                flush(self.path / folder)
+        self._facts |= self._whole
+        self._whole = {}
+
+    def drop_staged(self) -> None:
+        """Remove what was staged, to begin again."""
+        self._whole = {}
+        self._sweep()
 
     def replace_tokens(self, shards: Iterable[tuple[int, pa.Table]]) -> None:
         """Put other tokens files in the place of those that are there: first all are written, then all are renamed.
