@@ -8,7 +8,6 @@ once more. Memory grows with the longest document and with a few numbers a docum
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from moe_probe.importers.sharding import Shards
 from moe_probe.importers.source import Source
 from moe_probe.importers.trace import Sizes, Trace, read_sizes
 from moe_probe.importers.words import Words
-from moe_probe.importers.writing import Imported, shard_facts, write_imported
+from moe_probe.importers.writing import Imported, Reading, shard_facts, write_imported
 from moe_probe.labels import open_labeller
 from moe_probe.schema import check_label_name
 from moe_probe.store import Run, open_run
@@ -95,89 +94,74 @@ def import_run(
     known = read_sizes(model)
     sizes = Sizes(n_experts or known.n_experts, n_slots or known.n_slots, n_layers or known.n_layers)
     labellers = {name: open_labeller(check_label_name(name), language=language or "en") for name in labels}
-    words = Words(tokenizer)
-    started, began = time.time(), time.perf_counter()
     watch = Watch(on_progress, threading.Event())
     with RunWriter(out, resume=resume) as writer, behind() as disk:
-
-        def read(before: Reading | None) -> Reading:
-            imported = Imported(
-                format, path, str(model) if model is not None else None, language, labellers, started, began
-            )
-            return _read(sizes, words, imported, writer, disk, watch, before)
-
-        reading = read(None)
+        task = _Task(
+            format,
+            path,
+            sizes,
+            Words(tokenizer),
+            Imported(format, path, None if model is None else str(model), language, labellers),
+            writer,
+            disk,
+            watch,
+        )
+        reading = task.read()
         if reading.shards.lost:
             disk.wait()
             writer.drop_staged()
-            reading = read(reading)
-        write_imported(writer, reading.shards, reading.checker, reading.imported, reading.digest, reading.checker.form)
+            reading = task.read(reading)
+        write_imported(writer, reading)
     return open_run(out)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What became of a trace when it was read to its end."""
+class _Task:
+    """What is to be imported, and with what; `imported` is of no document yet."""
 
-    shards: Shards
-    checker: Checker
+    format: str
+    path: Path
+    sizes: Sizes
+    words: Words
     imported: Imported
-    digest: str
+    writer: RunWriter
+    disk: Behind
+    watch: Watch
 
+    def read(self, before: Reading | None = None) -> Reading:
+        """Read the trace, and make shards of its documents.
 
-def _read(
-    sizes: Sizes,
-    words: Words,
-    imported: Imported,
-    writer: RunWriter,
-    disk: Behind,
-    watch: Watch,
-    before: Reading | None,
-) -> Reading:
-    """Read a trace, and make shards of its documents.
+        Args:
+            before: the reading before this one, which showed what all documents have in common.
 
-    Args:
-        sizes: what is known of the model.
-        words: make the strings of tokens.
-        imported: remembers what the manifest needs.
-        writer: of the run.
-        disk: writes what takes long.
-        watch: hears how far it is.
-        before: the reading before this one, which showed what all documents have in common.
-
-    Raises:
-        BadInputError: the trace cannot be read, or cannot be what a model did.
-        MoeProbeError: the disk is full.
-    """
-    path, format = imported.path, imported.format
-    if before is not None and not (path.is_file() or path.is_dir()):
-        raise BadInputError(
-            f"{path}: later documents have other layers, slots or experts than the first ones, so that it must be read"
-            " twice; save it as a file first, or give n_experts if it was not given"
-        )
-    checker = Checker(sizes.n_experts, words)
-    source = Source(path, sizes, checker.findings)
-    form = before.checker.form if before else None
-    shards = Shards(
-        writer,
-        disk,
-        partial(token_table, labellers=imported.labellers, language=imported.language),
-        partial(shard_facts, format),
-        form,
-    )
-    watch.begin("reading", 0, before.checker.findings.rows if before else None)
-    with closing(_READERS[format](source)) as traces:
-        for trace in traces:
-            kept = checker.check(trace)
-            imported.note(kept)
-            shards.add(kept, checker.form)
-            watch.step(checker.findings.rows)
-    if not checker.findings.rows:
-        raise BadInputError(f"{path}: holds no token; is it a trace of the format {format!r}?")
-    checker.finish()
-    imported.leave_out(checker.form.places, checker.findings)
-    checker.refuse_if_mostly_bad()
-    digest = source.digest()
-    if before is not None and (digest != before.digest or checker.form != form):
-        raise BadInputError(f"{path}: was changed while it was read; import it when it is whole")
-    return Reading(shards, checker, imported, digest)
+        Raises:
+            BadInputError: the trace cannot be read, or cannot be what a model did.
+            MoeProbeError: the disk is full.
+        """
+        if before is not None and not (self.path.is_file() or self.path.is_dir()):
+            raise BadInputError(
+                f"{self.path}: later documents have other layers, slots or experts than the first ones, so that it must"
+                " be read twice; save it as a file first, or give n_experts if it was not given"
+            )
+        form = before.checker.form if before else None
+        checker = Checker(self.sizes.n_experts, self.words)
+        source = Source(self.path, self.sizes, checker.findings)
+        imported = self.imported.afresh()
+        tokens = partial(token_table, labellers=imported.labellers, language=imported.language)
+        shards = Shards(self.writer, self.disk, tokens, partial(shard_facts, self.format), form)
+        self.watch.begin("reading", 0, before.checker.findings.rows if before else None)
+        with closing(_READERS[self.format](source)) as traces:
+            for trace in traces:
+                kept = checker.check(trace)
+                imported.note(kept)
+                shards.add(kept, checker.form)
+                self.watch.step(checker.findings.rows)
+        if not checker.findings.rows:
+            raise BadInputError(f"{self.path}: holds no token; is it a trace of the format {self.format!r}?")
+        checker.finish()
+        imported.leave_out(checker.form.places, checker.findings)
+        checker.refuse_if_mostly_bad()
+        digest = source.digest()
+        if before is not None and (digest != before.digest or checker.form != form):
+            raise BadInputError(f"{self.path}: was changed while it was read; import it when it is whole")
+        return Reading(shards, checker, imported, digest)

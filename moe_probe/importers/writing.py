@@ -21,7 +21,7 @@ from moe_probe import __version__
 from moe_probe.errors import BadInputError
 from moe_probe.importers.checking import Checker
 from moe_probe.importers.findings import Findings
-from moe_probe.importers.kept import Form, Kept
+from moe_probe.importers.kept import Kept
 from moe_probe.importers.sharding import Shards
 from moe_probe.labels import Labeller
 from moe_probe.schema import Router
@@ -48,6 +48,12 @@ class Imported:
     characters: array[int] = field(default_factory=lambda: array("q"))
     blanks: list[tuple[int, ...]] = field(default_factory=list)
 
+    def afresh(self) -> Imported:
+        """Return the same before the first document, as of the time when all began."""
+        return Imported(
+            self.format, self.path, self.model, self.language, self.labellers, started=self.started, began=self.began
+        )
+
     def note(self, kept: Kept) -> None:
         """Remember what the plan and the manifest need of a document."""
         self.names.append(kept.name)
@@ -64,26 +70,27 @@ class Imported:
                 self.rows[document] = self.characters[document] = 0
 
 
-def write_imported(
-    writer: RunWriter, shards: Shards, checker: Checker, imported: Imported, digest: str, form: Form
-) -> None:
-    """Write all that is not written yet of documents that were put into shards; afterwards the folder is a run.
+@dataclass(frozen=True)
+class Reading:
+    """What became of a trace when it was read to its end; `digest` is that of its bytes."""
 
-    Args:
-        writer: of the run.
-        shards: of all documents.
-        checker: of all documents, finished.
-        imported: what is known of them.
-        digest: of the trace.
-        form: what all documents have in common.
+    shards: Shards
+    checker: Checker
+    imported: Imported
+    digest: str
+
+
+def write_imported(writer: RunWriter, reading: Reading) -> None:
+    """Write all that is not written yet of a trace whose documents are in shards; afterwards the folder is a run.
 
     Raises:
         BadInputError: if not one token is left.
         RunError: if something else was begun in the folder.
         MoeProbeError: if the disk is full.
     """
+    checker, imported, form = reading.checker, reading.imported, reading.checker.form
     facts = shard_facts(imported.format, len(form.places), checker.findings)
-    layout = shards.finish(form, facts)
+    layout = reading.shards.finish(form, facts)
     if not layout.shards:
         raise BadInputError(
             f"{imported.path}: none of its {checker.findings.rows:,} tokens can be used; " + facts.warnings[0]
@@ -95,7 +102,7 @@ def write_imported(
         for index, place in enumerate(form.places)
     ]
     made_from = {
-        "inputs": digest,
+        "inputs": reading.digest,
         "format": imported.format,
         "model": imported.model,
         "routers": [router.as_dict() for router in routers],
@@ -106,7 +113,9 @@ def write_imported(
     writer.commit_staged()
     labels = [labeller.label_set for labeller in imported.labellers.values()]
     tokenizer = checker.words.tokenizer
-    about = about_import(imported, layout, digest, checker.model, type(tokenizer).__name__ if tokenizer else None)
+    about = about_import(
+        imported, layout, reading.digest, checker.model, type(tokenizer).__name__ if tokenizer else None
+    )
     writer.publish(about, routers, labels, complete=True, weights=form.weighted)
 
 
