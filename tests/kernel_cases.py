@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from moe_probe_kernels import Ring, Scoring, Tally, Way, pack, summarise
-from moe_probe_kernels.summary import ACTIVATIONS, Activation
+from moe_probe_kernels.scoring import ACTIVATIONS, Activation
 
 Case = Callable[[str, Way], None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

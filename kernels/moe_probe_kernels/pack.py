@@ -18,8 +18,6 @@ from moe_probe_kernels.choosing import Way, choose
 NETWORK_SLOTS = 16
 """Up to this many slots a sorting network is used, beyond it two stable sorts."""
 
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
-
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -109,11 +107,6 @@ def check_shapes(ids: torch.Tensor, weights: torch.Tensor, keep: torch.Tensor | 
         )
     if keep is not None and keep.shape != ids.shape[1:2]:
         raise ValueError(f"keep {tuple(keep.shape)} must be ({ids.shape[1]},), one value a token")
-
-
-def as_signed(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the same bits as signed integers where torch can do little with them, as with uint16 and uint32."""
-    return tensor.view(_SIGNED[tensor.dtype]) if tensor.dtype in _SIGNED else tensor
 
 
 def _by_kernel(

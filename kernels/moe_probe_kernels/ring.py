@@ -12,7 +12,8 @@ import math
 import torch
 
 from moe_probe_kernels.choosing import Way, choose, which
-from moe_probe_kernels.pack import Packed, as_signed, check_shapes
+from moe_probe_kernels.pack import Packed, check_shapes
+from moe_probe_kernels.signed import as_signed
 
 
 class Ring:

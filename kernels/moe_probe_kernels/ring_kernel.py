@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from moe_probe_kernels.choosing import is_interpreted
-from moe_probe_kernels.pack import as_signed
+from moe_probe_kernels.signed import as_signed
 
 _TILE = 2048
 _INTERPRETED_TILE = 2**15

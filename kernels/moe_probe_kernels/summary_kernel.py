@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from moe_probe_kernels.choosing import is_interpreted
-from moe_probe_kernels.summary import ACTIVATIONS, LOWEST, Scoring, Summary
+from moe_probe_kernels.scoring import ACTIVATIONS, LOWEST, Scoring, Summary
 
 _TILE = 1024
 """Elements of a program's tile: with 4 warps 8 a thread; with 4,096 it took a minute to compile, not 5 seconds."""

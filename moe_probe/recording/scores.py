@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from moe_probe_kernels import summarise
-from moe_probe_kernels.summary import Activation, activate
-from moe_probe_kernels.summary import Scoring as KernelScoring
+from moe_probe_kernels.scoring import Activation
+from moe_probe_kernels.scoring import Scoring as KernelScoring
+from moe_probe_kernels.summary_reference import activate
 
 BIAS_NAME = "e_score_correction_bias"
 
