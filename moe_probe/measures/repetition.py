@@ -145,7 +145,8 @@ def repetition(
     in_pairs[rows] = True
     in_pairs[rows + 1] = True
     before = (np.cumsum(in_pairs) - 1)[rows]
-    columns = np.ascontiguousarray(experts[in_pairs].T)  # (slots, tokens)
+    # (slots, tokens), in as few bytes as hold them: most of the time goes into moving and comparing them
+    columns = np.ascontiguousarray(experts[in_pairs].T, np.min_scalar_type(-n_experts))
     same = columns[0, before] == columns[0, before + 1]
     met = meet(take_tokens(columns, before), take_tokens(columns, before + 1))
     cluster = number_values(documents if clusters is None else clusters)[rows]
