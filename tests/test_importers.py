@@ -270,7 +270,7 @@ def test_files_of_esft_are_sorted_by_weight(tmp_path, n_slots):
     run = import_run("esft", folder, tmp_path / "run", n_experts=EXPERTS, n_slots=n_slots)
     assert_holds(run, np.concatenate(parts), np.concatenate(scales))
     assert [router.layer for router in run.routers] == [1, 2, 3]
-    assert any("150 rows had their experts not in the order" in warning for warning in run.warnings)
+    assert any("150 row(s) had their experts not in the order" in warning for warning in run.warnings)
     assert any("how many experts a token has was not said: 2" in w for w in run.warnings) == (n_slots is None)
 
 
@@ -307,7 +307,7 @@ def test_partly_empty_rows_are_dropped_slots(tmp_path):
     chosen[2, 1, 1] = -1
     run = import_run("jsonl", write_lines(tmp_path / "a.jsonl", [prompt_object(chosen)]), tmp_path / "run")
     assert_holds(run, chosen)
-    assert any("1 slots hold no expert and count as dropped" in warning for warning in run.warnings)
+    assert any("1 slot(s) hold no expert and count as dropped" in warning for warning in run.warnings)
 
 
 def test_rows_of_different_lengths_are_dropped_slots_and_lost_rows_are_left_out(tmp_path):
@@ -320,7 +320,7 @@ def test_rows_of_different_lengths_are_dropped_slots_and_lost_rows_are_left_out(
     run = import_run("jsonl", write_lines(tmp_path / "a.jsonl", rows), tmp_path / "run")
     assert run.tokens()["position"].to_list() == [t for t in range(20) if t not in (5, 17)]
     assert run.experts(router=0)[0].tolist() == [chosen[0, 0, 0], -1]
-    for said in ("1 slots hold no expert", "1 of 19 tokens lack experts in some layers", "1 tokens are missing"):
+    for said in ("1 slot(s) hold no expert", "1 of 19 tokens lack experts in some layers", "1 token(s) are missing"):
         assert any(said in warning for warning in run.warnings), said
 
 
@@ -340,7 +340,7 @@ def test_stretches_that_never_change_and_slots_that_never_do_are_said(tmp_path):
     chosen[:, 2, 0] %= 7
     run = import_run("jsonl", write_lines(tmp_path / "a.jsonl", [prompt_object(chosen)]), tmp_path / "run")
     assert_holds(run, chosen)
-    assert any("20 tokens are in stretches" in warning for warning in run.warnings)
+    assert any("20 token(s) are in stretches" in warning for warning in run.warnings)
     assert any("layer 2, slot 1: always expert 7" in warning for warning in run.warnings)
 
 

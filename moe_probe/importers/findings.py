@@ -20,25 +20,25 @@ _SENTENCES = {
         "{count:,} of {rows:,} tokens are of documents in which a layer holds nothing but zeros or -1, though it has"
         " experts in others, and are left out"
     ),
-    "last": "{count:,} documents have one token more than rows of experts: their last token never ran, and is left out",
-    "gaps": "{count:,} tokens are missing between the first and the last of their documents",
-    "late": "{count:,} documents do not begin at their first token",
-    "dropped": "{count:,} slots hold no expert and count as dropped",
-    "unsorted": "{count:,} rows had their experts not in the order of their weights, and were sorted",
-    "negative": "{count:,} weights are negative",
-    "weightless": "{count:,} rows have no weight but 0",
+    "last": "{count:,} document(s) have one token more than rows of experts: the last token never ran, and is left out",
+    "gaps": "{count:,} token(s) are missing between the first and the last of their documents",
+    "late": "{count:,} document(s) do not begin at their first token",
+    "dropped": "{count:,} slot(s) hold no expert and count as dropped",
+    "unsorted": "{count:,} row(s) had their experts not in the order of their weights, and were sorted",
+    "negative": "{count:,} weight(s) are negative",
+    "weightless": "{count:,} row(s) have no weight but 0",
     "constant": (
-        "{count:,} tokens are in stretches where the experts of every layer stay the same (warm-up rows?); they are"
+        "{count:,} token(s) are in stretches where the experts of every layer stay the same (warm-up rows?); they are"
         " kept"
     ),
-    "zeros": "{count:,} times a layer has expert 0 for every token of a document; is that layer recorded?",
-    "unchecked": "{count:,} documents do not say how many tokens they have, so that lost rows cannot be noticed",
+    "zeros": "{count:,} time(s) a layer has expert 0 for every token of a document; is that layer recorded?",
+    "unchecked": "{count:,} document(s) do not say how many tokens they have, so that lost rows cannot be noticed",
     "retold": (
-        "{count:,} documents have tokens that do not add up to the text beside them; the text of the tokens is used"
+        "{count:,} document(s) have tokens that do not add up to the text beside them; the text of the tokens is used"
     ),
     "decoding": (
-        "{count:,} passes generated one token for each of several texts, which the file does not tell apart; each pass"
-        " is a document"
+        "{count:,} pass(es) generated one token for each of several texts, which the file does not tell apart; each"
+        " pass is a document"
     ),
 }
 
