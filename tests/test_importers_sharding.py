@@ -16,6 +16,7 @@ from moe_probe.errors import BadInputError, MoeProbeError, RunError
 from moe_probe.importers import cutting, import_run, importing
 from moe_probe.schema import TOKEN_COLUMNS
 from moe_probe.store import Run
+from moe_probe.store import writer as writer_module
 from moe_probe.store.writer import RunWriter
 
 LATE = {
@@ -79,7 +80,7 @@ def test_what_shows_late_is_as_if_it_had_been_known(tmp_path, monkeypatch, readi
     assert not list(run.path.rglob("*.tmp"))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_run_does_not_depend_on_where_it_is_cut(tmp_path_factory, data):
     draw = np.random.default_rng(data.draw(st.integers(0, 2**31)))
@@ -180,6 +181,23 @@ def test_a_disk_that_fails_while_shards_are_written_leaves_no_run_and_no_thread(
     assert not list((tmp_path / "other").iterdir())
 
 
+@pytest.mark.parametrize("file", ["tokens", "routing"])
+def test_a_full_disk_is_said_in_one_line_with_what_to_do(tmp_path, monkeypatch, small_shards, file):
+    path = write_lines(tmp_path / "a.jsonl", lines([routing(9, seed) for seed in range(6)]))
+    write = getattr(writer_module, f"write_{file}")
+
+    def full(temporary, *rest):
+        if "000003" in temporary.name:
+            raise OSError(28, "No space left on device")
+        write(temporary, *rest)
+
+    monkeypatch.setattr(writer_module, f"write_{file}", full)
+    said = rf"{file}/part-000003.parquet: cannot be written \(no space left\); make room or choose another folder"
+    with pytest.raises(MoeProbeError, match=said):
+        import_run("jsonl", path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("renamed", [0, 1, 3, 4, 5])
 def test_an_import_that_ended_while_shards_were_renamed_is_done_again(tmp_path, monkeypatch, small_shards, renamed):
     path = write_lines(tmp_path / "a.jsonl", lines([routing(9, seed) for seed in range(3)]))
@@ -222,7 +240,7 @@ def test_another_trace_is_not_taken_for_the_one_that_was_begun(tmp_path, monkeyp
     path = write_lines(tmp_path / "a.jsonl", lines([routing(9, seed) for seed in range(3)]))
 
     def failing(self):
-        self._facts |= self._whole  # as if a shard were there
+        self._facts |= self._staged_shards  # as if a shard were there
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

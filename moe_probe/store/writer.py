@@ -80,7 +80,7 @@ class RunWriter:
         self.path = Path(path)
         self._facts: dict[int, tuple[int, ShardFacts]] = {}
         self._staged: dict[int, pa.Table] = {}
-        self._whole: dict[int, tuple[int, ShardFacts]] = {}  # those that are staged whole
+        self._staged_shards: dict[int, tuple[int, ShardFacts]] = {}  # by `stage_routing`, until they are committed
         self._is_new = False
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: a run is a folder, and this is a file; choose another name")
@@ -266,7 +266,7 @@ class RunWriter:
         path = self.path / routing_file(number)
         with writing(path):
             write_routing(path.with_name(path.name + ".tmp"), routing, facts)
-        self._whole[number] = routing.num_rows, facts
+        self._staged_shards[number] = routing.num_rows, facts
 
     def stage_rest(self, number: int, tokens: pa.Table) -> None:
         """Put the tokens of a shard whose routing is staged beside it, and flush both to the disk.
@@ -274,8 +274,10 @@ class RunWriter:
         Raises:
             MoeProbeError: if the disk is full.
         """
-        if tokens.num_rows != self._whole[number][0]:
-            raise ValueError(f"shard {number}: {tokens.num_rows} token rows, {self._whole[number][0]} routing rows")
+        if tokens.num_rows != self._staged_shards[number][0]:
+            raise ValueError(
+                f"shard {number}: {tokens.num_rows} token rows, {self._staged_shards[number][0]} routing rows"
+            )
         path = self.path / tokens_file(number)
         with writing(path):
             temporary = path.with_name(path.name + ".tmp")
@@ -287,15 +289,15 @@ class RunWriter:
         """Let the shards exist that were staged, once their plan is published: first all tokens, then all routing."""
         with writing(self.path):
             for name, folder in ((tokens_file, TOKENS_FOLDER), (routing_file, ROUTING_FOLDER)):
-                for number in self._whole:
+                for number in self._staged_shards:
                     (self.path / f"{name(number)}.tmp").rename(self.path / name(number))
                 flush(self.path / folder)
-        self._facts |= self._whole
-        self._whole = {}
+        self._facts |= self._staged_shards
+        self._staged_shards = {}
 
     def drop_staged(self) -> None:
         """Remove what was staged, to begin again."""
-        self._whole = {}
+        self._staged_shards = {}
         self._sweep()
 
     def replace_tokens(self, shards: Iterable[tuple[int, pa.Table]]) -> None:
