@@ -83,11 +83,15 @@ def cluster() -> Iterator[str]:
 
 def workers() -> list[psutil.Process]:
     """Return the processes that hold an actor."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith("ray::Worker")
-    ]
+    return [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Say whether a process holds an actor; not if it ended since it was listed."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith("ray::Worker")
+    except psutil.NoSuchProcess:
+        return False
 
 
 def all_end(processes: list[psutil.Process]) -> bool:

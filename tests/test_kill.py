@@ -126,6 +126,8 @@ def kill_and_resume(tracer: Tracer, undisturbed: tuple[dict[str, str], float], f
             tracer.finish(run)
             assert files_of(run) == expected
             shutil.rmtree(run)
+        else:
+            seconds *= 0.95  # the machine is quicker by now than when the undisturbed run was timed
         if len(shown) == kills:
             return shown
     raise AssertionError(f"{10 * kills} traces ended before they could be killed {kills} times")
