@@ -52,6 +52,7 @@ def test_from_opening_a_run_to_the_same_view_in_a_fresh_browser(
     expect(view(page).locator(".hit").first).to_be_visible()
     page.keyboard.press("Escape")
     expect(view(page).locator(".hit")).to_have_count(0)
+    expect_query(page, focus=None)
 
     go_to(page, "Syntax")
     expect_query(page, run="small", layer="2")
