@@ -96,16 +96,8 @@ def import_run(
     labellers = {name: open_labeller(check_label_name(name), language=language or "en") for name in labels}
     watch = Watch(on_progress, threading.Event())
     with RunWriter(out, resume=resume) as writer, behind() as disk:
-        task = _Task(
-            format,
-            path,
-            sizes,
-            Words(tokenizer),
-            Imported(format, path, None if model is None else str(model), language, labellers),
-            writer,
-            disk,
-            watch,
-        )
+        imported = Imported(format, path, None if model is None else str(model), language, labellers)
+        task = _Task(imported, sizes, Words(tokenizer), writer, disk, watch)
         reading = task.read()
         if reading.shards.lost:
             disk.wait()
@@ -119,11 +111,9 @@ def import_run(
 class _Task:
     """What is to be imported, and with what; `imported` is of no document yet."""
 
-    format: str
-    path: Path
+    imported: Imported
     sizes: Sizes
     words: Words
-    imported: Imported
     writer: RunWriter
     disk: Behind
     watch: Watch
@@ -138,30 +128,31 @@ class _Task:
             BadInputError: the trace cannot be read, or cannot be what a model did.
             MoeProbeError: the disk is full.
         """
-        if before is not None and not (self.path.is_file() or self.path.is_dir()):
+        path, format = self.imported.path, self.imported.format
+        if before is not None and not (path.is_file() or path.is_dir()):
             raise BadInputError(
-                f"{self.path}: later documents have other layers, slots or experts than the first ones, so that it must"
+                f"{path}: later documents have other layers, slots or experts than the first ones, so that it must"
                 " be read twice; save it as a file first, or give n_experts if it was not given"
             )
         form = before.checker.form if before else None
         checker = Checker(self.sizes.n_experts, self.words)
-        source = Source(self.path, self.sizes, checker.findings)
+        source = Source(path, self.sizes, checker.findings)
         imported = self.imported.afresh()
         tokens = partial(token_table, labellers=imported.labellers, language=imported.language)
-        shards = Shards(self.writer, self.disk, tokens, partial(shard_facts, self.format), form)
+        shards = Shards(self.writer, self.disk, tokens, partial(shard_facts, format), form)
         self.watch.begin("reading", 0, before.checker.findings.rows if before else None)
-        with closing(_READERS[self.format](source)) as traces:
+        with closing(_READERS[format](source)) as traces:
             for trace in traces:
                 kept = checker.check(trace)
                 imported.note(kept)
                 shards.add(kept, checker.form)
                 self.watch.step(checker.findings.rows)
         if not checker.findings.rows:
-            raise BadInputError(f"{self.path}: holds no token; is it a trace of the format {self.format!r}?")
+            raise BadInputError(f"{path}: holds no token; is it a trace of the format {format!r}?")
         checker.finish()
         imported.leave_out(checker.form.places, checker.findings)
         checker.refuse_if_mostly_bad()
         digest = source.digest()
         if before is not None and (digest != before.digest or checker.form != form):
-            raise BadInputError(f"{self.path}: was changed while it was read; import it when it is whole")
+            raise BadInputError(f"{path}: was changed while it was read; import it when it is whole")
         return Reading(shards, checker, imported, digest)
